@@ -1,0 +1,84 @@
+# The commands of this repository: make run, make test, make check, make bench, make docs.
+# Each works on a fresh machine that has Python 3.11 or newer and make. ARGS="..." is handed on;
+# PYTHON=python3.12 chooses the interpreter of a new .venv.
+
+.PHONY: help run test check bench docs matrix clean
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCES := pyproject.toml README.md LICENSE $(shell find src -type f -not -path '*/__pycache__/*')
+LINTED := src tests examples benchmarks docs
+# The newest interpreter that works and can make a virtual environment.
+FIND_PYTHON := for p in $(PYTHON) python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
+
+help:
+	@sed -n '/^#/!q;s/^# //p' Makefile
+
+# A trained digits network: candidates tried, verdicts shown, the winner sealed, verified, served and asked.
+run: $(STAMPS)/installed
+	@$(BIN)/python examples/run.py $(ARGS)
+
+# The whole suite. Under a src/ layout it imports the wheel that is installed, not the source tree.
+test: $(STAMPS)/installed $(STAMPS)/test
+	$(BIN)/python -m pytest -q $(ARGS)
+
+# Style, types, import directions, the shape of the house.
+check: $(STAMPS)/installed $(STAMPS)/test $(STAMPS)/check
+	$(BIN)/ruff format --check $(LINTED)
+	$(BIN)/ruff check $(LINTED)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/architecture
+
+# Ratios against a baseline in the same run. ARGS="certify.py magika" runs one.
+BENCHMARKS := "certify.py digits" "certify.py magika" codec_cost.py engine_overhead.py
+bench: $(STAMPS)/installed $(STAMPS)/test
+	@for line in $(if $(ARGS),"$(ARGS)",$(BENCHMARKS)); do \
+		echo "python benchmarks/$$line"; $(BIN)/python benchmarks/$$line || exit 1; done
+
+# Write the generated pages again, then try every link and example.
+docs: $(STAMPS)/installed $(STAMPS)/test
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m pytest -q tests/docs
+
+# The suite on every interpreter this release supports; those that are missing are named and left out.
+matrix:
+	@for v in 3.11 3.12 3.13; do \
+		if python$$v -c 'import ensurepip' 2>/dev/null; then \
+			$(MAKE) --no-print-directory test VENV=build/venv-$$v PYTHON=python$$v || exit 1; \
+		else echo "python$$v: not here, not tested"; fi; done
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	@python=$$($(FIND_PYTHON)); \
+	test -n "$$python" || { echo "error: Salver needs Python 3.11 or newer with venv (on Debian: apt install python3 python3-venv);" \
+		"name another one with PYTHON=/path/to/python3" >&2; exit 1; }; \
+	echo "making $(VENV) with $$($$python --version)"; $$python -m venv $(VENV)
+	@$(PIP) install --upgrade 'pip>=25.1'
+	@mkdir -p $(STAMPS)
+
+$(STAMPS)/installed: $(SOURCES) | $(BIN)/python
+	@echo "installing salver into $(VENV)"
+	@rm -rf build/wheels-$(notdir $(VENV))
+	@$(PIP) wheel --no-deps --wheel-dir build/wheels-$(notdir $(VENV)) .
+	@$(PIP) install build/wheels-$(notdir $(VENV))/salver-*.whl
+	@$(PIP) install --no-deps --force-reinstall build/wheels-$(notdir $(VENV))/salver-*.whl
+	@touch $@
+
+# magika's network is test data; what its package would pull in is not wanted.
+$(STAMPS)/test: pyproject.toml | $(BIN)/python
+	@echo "installing what the tests need"
+	@$(PIP) install --group test
+	@$(PIP) install --no-deps 'magika>=1.0'
+	@touch $@
+
+$(STAMPS)/check: pyproject.toml | $(BIN)/python
+	@echo "installing what the checks need"
+	@$(PIP) install --group check
+	@touch $@

@@ -1,0 +1,1 @@
+"""The build wing: a trained model in, evaluated candidates, the chosen one sealed."""

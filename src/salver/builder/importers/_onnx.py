@@ -1,0 +1,121 @@
+"""ONNX files and models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+
+from salver.builder.importers.base import Imported, Importer, ImportOptions
+from salver.builder.importers.onnx_batch import Leading, read_leading, with_batch
+from salver.builder.importers.onnx_check import (
+    check_model,
+    check_operators,
+    check_versions,
+    raise_ir,
+    upgrade,
+)
+from salver.builder.importers.onnx_edit import drop_weight_inputs, drop_zipmap
+from salver.builder.importers.onnx_files import copy_external, external_files, read_onnx, write_onnx
+from salver.builder.importers.onnx_finish import Draft, backend_versions, finish, open_original
+from salver.builder.importers.onnx_signature import read_signature
+from salver.builder.importers.parity import Run
+from salver.builder.importers.probes import Probe, fit_rows, from_data, limit_rows, synthetic
+from salver.core.dataset import Array, Dataset
+from salver.core.errors import CorruptArtifact, InvalidArgument, NotFound, ParityFailed, Unimplemented
+from salver.core.model import Step, digest_file
+from salver.core.tensors import Signature
+
+
+class OnnxImporter(Importer):
+    """Reads ONNX files (https://onnx.ai/onnx/repo-docs/IR.html) and ``onnx.ModelProto`` objects.
+
+    The original is the file as given, run by ONNX Runtime with its optimizations off.
+    """
+
+    name = "onnx"
+
+    def recognizes(self, source: Any) -> bool:
+        if isinstance(source, Path):
+            return source.suffix.lower() == ".onnx"
+        return type(source).__name__ == "ModelProto" and type(source).__module__.partition(".")[0] == "onnx"
+
+    def load(self, source: Any, workdir: Path, data: Dataset | None, options: ImportOptions) -> Imported:
+        if not isinstance(source, Path):
+            path = workdir / "source.onnx"
+            write_onnx(source, path)
+            source = path
+        if not source.is_file():
+            raise NotFound(f"no such model file: '{source}'")
+        if source.resolve() == (workdir / "model.onnx").resolve():
+            raise InvalidArgument(f"'{source}' lies where the import would be written; choose another workdir")
+        model = read_onnx(source)
+        files = external_files(model, source.parent)
+        check_versions(model, source.name)
+        check_operators(model, source.name)
+        external = copy_external(files, workdir)
+        original, ir_note = open_original(model, source, external, workdir)
+        check_model(model, source)
+        classes = drop_zipmap(model)
+        dropped = drop_weight_inputs(model)
+        notes = [ir_note, raise_ir(model) if dropped or model.ir_version < 4 else ""]
+        signature = read_signature(model.graph)
+        leading = read_leading(signature)
+        run = _with_plain_maps(original, classes)
+        draft = Draft(
+            importer=self.name,
+            original=run,
+            described=f"{source.name} as given, ONNX Runtime {backend_versions()['onnxruntime']} without optimizations",
+            probe=_probe(signature, leading, data, run),
+            leading=leading,
+            workdir=workdir,
+            options=options,
+            lineage=(Step(action="source", name=source.name, output_digest=digest_file(source)),),
+            tools=backend_versions(),
+            external=external,
+            labels=classes,
+            notes=tuple(note for note in notes if note),
+        )
+        return _finish_upgraded(model, draft)
+
+
+def _finish_upgraded(model: onnx.ModelProto, draft: Draft) -> Imported:
+    upgraded, note = upgrade(model)
+    if upgraded is not model:
+        try:
+            return finish(upgraded, _noting(draft, note))
+        except (ParityFailed, CorruptArtifact, Unimplemented) as error:
+            note = f"the opset was kept: raised, the model differs or does not load ({error})"
+    return finish(model, _noting(draft, note))
+
+
+def _noting(draft: Draft, note: str) -> Draft:
+    return draft if not note else msgspec.structs.replace(draft, notes=(*draft.notes, note))
+
+
+def _probe(signature: Signature, leading: Leading, data: Dataset | None, run: Run) -> Probe:
+    fixed = leading.fixed or 1
+    if data is not None and leading.batched:
+        probe = fit_rows(from_data(data, with_batch(signature)), fixed)
+    else:
+        probe = synthetic(signature, run, batched=leading.batched, multiple=fixed)
+    return limit_rows(probe, run, fixed) if leading.batched else probe
+
+
+def _with_plain_maps(run: Run, classes: Mapping[str, tuple[str, ...]]) -> Run:
+    """Give the dictionaries of a ``ZipMap`` as the tensor they were made of."""
+    if not classes:
+        return run
+
+    def run_plain(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        outputs = dict(run(inputs))
+        for name, order in classes.items():
+            rows = [{str(key): value for key, value in row.items()} for row in outputs[name]]
+            outputs[name] = np.array([[row[c] for c in order] for row in rows], dtype=np.float32)
+        return outputs
+
+    return run_plain

@@ -1,0 +1,156 @@
+"""Everything that is measured of one candidate, beside the original and in this process."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+import numpy as np
+
+from salver.backends import Session, SessionOptions, open_session
+from salver.builder.passes import make_pass
+from salver.builder.passes._int8_static import quantizable_nodes
+from salver.builder.passes.base import PassContext
+from salver.core.dataset import Array, Dataset, Subset
+from salver.core.errors import PassNotApplicable
+from salver.core.model import Model
+from salver.evaluation.invariance import check_invariance
+from salver.evaluation.memory import PeakMemory
+from salver.evaluation.meter import measure, measure_throughput, take_rows
+from salver.evaluation.metrics import Metric, make_metric
+from salver.evaluation.noninferiority import assess
+from salver.evaluation.runner import RowRunner, Scores, count_new_nonfinite, fixed_batch, score
+from salver.evaluation.types import Evaluation, Margin
+
+_SAMPLE_ROWS: Final = 64
+_STEER_TIMING_S: Final = 4.0
+_CERTIFY_TIMING_S: Final = 6.0
+_RANK_ROWS: Final = 32
+_RANK_LAYERS: Final = 48
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be measured.
+
+    Args:
+        metric: what quality means, as users write it.
+        margin: how much worse is still not worse.
+        threads, batch: for latency.
+        role: which examples they are; ``certify`` is timed longer, and at the throughput batch too.
+        scores: file that keeps the original's per-example statistics between trials.
+    """
+
+    metric: str
+    margin: Margin
+    threads: int
+    batch: int
+    role: Literal["steer", "certify"]
+    scores: Path
+
+
+def evaluate(candidate: Model, original: Model, data: Dataset, question: Question) -> tuple[Evaluation, float]:
+    """Measure quality, latency, size, memory and batch invariance of a candidate.
+
+    Returns:
+        The evaluation, and the wall time of scoring one example, in seconds.
+
+    Args:
+        candidate, original: models of the same signature; the same one to measure the original.
+        data: examples bound to the inputs.
+        question: what is asked.
+
+    Raises:
+        SalverError: a model cannot be loaded or run, or labels do not fit.
+    """
+    options = SessionOptions(threads=question.threads)
+    sample = next(iter(data.batches(_SAMPLE_ROWS))).inputs
+    own, own_peak = _open_watched(candidate, options, sample)
+    theirs, their_peak = _open_watched(original, options, sample)
+    with own, theirs:
+        metric = make_metric(question.metric, original.signature)
+        baseline = _baseline_scores(theirs, data, metric, question.scores)
+        began = time.monotonic()
+        scores = score(own, data, [metric])
+        seconds_per_row = (time.monotonic() - began) / max(scores.rows, 1)
+        quality = assess(
+            metric, baseline.stats[metric.name], scores.stats[metric.name], question.margin, question.role
+        )
+        timing_s = _STEER_TIMING_S if question.role == "steer" else _CERTIFY_TIMING_S
+        rows = take_rows(sample, fixed_batch(original.signature) or question.batch)
+        latency = [measure(own, theirs, rows, threads=question.threads, budget_s=timing_s)]
+        if question.role == "certify" or candidate.digest == original.digest:
+            latency.append(measure_throughput(own, theirs, sample, threads=question.threads, budget_s=timing_s))
+        evaluation = Evaluation(
+            **{question.role: (quality,)},
+            latency=tuple(latency),
+            size_bytes=candidate.size_bytes,
+            baseline_size_bytes=original.size_bytes,
+            peak_memory_bytes=own_peak,
+            baseline_peak_memory_bytes=their_peak,
+            invariance=check_invariance(own, sample),
+            nonfinite_outputs=count_new_nonfinite(baseline, scores),
+        )
+    return evaluation, seconds_per_row
+
+
+def _open_watched(model: Model, options: SessionOptions, sample: dict[str, Array]) -> tuple[Session, int]:
+    """Open a session and run it once; how much memory that took."""
+    with PeakMemory() as peak:
+        session = open_session(model, options)
+        RowRunner(session).run(take_rows(sample, 1), 1)
+    return session, peak.growth_bytes
+
+
+def _baseline_scores(session: Session, data: Dataset, metric: Metric, path: Path) -> Scores:
+    if path.is_file():
+        return Scores.read(path)
+    scores = score(session, data, [metric])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    scores.save(partial)
+    partial.replace(path)
+    return scores
+
+
+def rank_layers(
+    model: Model, item: dict[str, Any], calibration: Dataset, data: Dataset, workdir: Path, threads: int
+) -> tuple[str, ...]:
+    """Order the layers that a static int8 recipe quantizes by how much each one alone moves the outputs.
+
+    Each layer is quantized by itself and the outputs are compared with the original's on a few examples.
+
+    Returns:
+        Node names, the one that hurts most first.
+    """
+    config = dict(item["config"])
+    probe = make_pass(item["pass"], {k: v for k, v in config.items() if k != "runtime_defaults"})
+    names = quantizable_nodes(model, probe.config.op_types, workdir / "nodes")[:_RANK_LAYERS]
+    few = Subset(calibration, np.arange(min(len(calibration), _RANK_ROWS), dtype=np.int64))
+    rows = next(iter(data.batches(_RANK_ROWS)))
+    options = SessionOptions(threads=threads)
+    with open_session(model, options) as session:
+        expected = RowRunner(session).run(rows.inputs, rows.rows)
+    moved: dict[str, float] = {}
+    for number, name in enumerate(names):
+        others = [n for n in names if n != name]
+        one = make_pass(item["pass"], {**probe.config.to_data(), "exclude_nodes": others})
+        folder = workdir / f"layer{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            changed = one.apply(model, PassContext(workdir=folder, calibration=few, threads=threads))
+        except PassNotApplicable:
+            continue
+        with open_session(changed, options) as session:
+            got = RowRunner(session).run(rows.inputs, rows.rows)
+        moved[name] = sum(_distance(expected[k], got[k]) for k in expected)
+    return tuple(sorted(moved, key=lambda name: -moved[name]))
+
+
+def _distance(expected: Array, got: Array) -> float:
+    """Mean absolute difference relative to the spread of what is expected; 1 for classes that differ."""
+    if expected.dtype.kind != "f":
+        return float(np.mean(expected != got))
+    wide = expected.astype(np.float64)
+    return float(np.mean(np.abs(wide - got.astype(np.float64))) / (np.std(wide) + 1e-12))

@@ -1,0 +1,342 @@
+"""The search: enumerate, refine greedily within the budget, certify the finalists, choose.
+
+Examples that calibrate, steer and certify are disjoint. A candidate that is certainly worse on the steering examples, or
+not better on the objective, is rejected there; at most five finalists see the certification examples, once, with Holm's
+correction (see docs/evaluation/method.md).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from salver.builder.events import BuildEvent, OnEvent, Stage
+from salver.builder.search.cache import TrialCache, cache_key
+from salver.builder.search.choose import (
+    TIE,
+    Objective,
+    choose,
+    count_finalists,
+    finite_gate,
+    gain,
+    objective_gate,
+    order,
+    pareto_front,
+    steer_gate,
+)
+from salver.builder.search.isolate import run_isolated
+from salver.builder.search.recipes import Proposal, count_ops, neighbors, presets, runtime_defaults, without_layers
+from salver.builder.search.trial import Kind, TrialResult, TrialSpec
+from salver.core.errors import Internal
+from salver.core.model import Model
+from salver.evaluation.noninferiority import MAX_FINALISTS, certify
+from salver.evaluation.types import CandidateRecord, Evaluation, Host, Margin, Outcome, Verdict
+
+ORIGINAL: Final = "original"
+TRIAL_VERSION: Final = 1
+"""Part of every cache key: raised when a trial measures something else than before."""
+
+_CERTIFY_SHARE: Final = 0.4
+_CERTIFY_FIXED_S: Final = 15.0
+_LEAST_TRIAL_S: Final = 5.0
+_REFINE_ROUNDS: Final = 8
+
+
+class SearchSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user asked for.
+
+    Args:
+        metric: name of a metric, or ``module:function``.
+        margin: how much worse is still not worse.
+        objective: what must get better.
+        threads, batch: at which latency is measured.
+        budget_s: wall time for everything; the search leaves enough of it to certify.
+        trial_timeout_s: after which a trial is stopped.
+    """
+
+    metric: str
+    margin: Margin
+    objective: Objective
+    threads: int
+    batch: int
+    budget_s: float
+    trial_timeout_s: float = 180.0
+
+
+class SearchResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What the search found: every candidate with its verdict, the choice and why, and the model to seal."""
+
+    candidates: tuple[CandidateRecord, ...]
+    chosen: str
+    why: tuple[str, ...]
+    model: Model
+    interrupted: bool
+
+
+class _Tried(msgspec.Struct, frozen=True):
+    record: CandidateRecord
+    model: Model | None
+
+
+class Search:
+    """One search over candidates of a model.
+
+    Args:
+        model: the imported original.
+        splits: role -> folder of spooled examples (``calibrate``, ``steer``, ``certify``).
+        rows: role -> number of examples.
+        digests: of the data and the split, as part of every cache key.
+        settings: see `SearchSettings`.
+        cache: where results are kept.
+        host, tools: part of every cache key, since timings belong to a host and its library versions.
+        on_event: told of progress.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        splits: dict[str, Path],
+        rows: dict[str, int],
+        digests: dict[str, str],
+        settings: SearchSettings,
+        cache: TrialCache,
+        host: Host,
+        tools: dict[str, str],
+        on_event: OnEvent,
+    ) -> None:
+        self._model = model
+        self._splits = splits
+        self._rows = rows
+        self._digests = digests
+        self._settings = settings
+        self._cache = cache
+        self._host = host
+        self._tools = tools
+        self._on_event = on_event
+        self._tried: dict[str, _Tried] = {}
+        self._began_s = time.monotonic()
+        self._reserve_s = 0.0
+        self._done = 0
+        self._planned = 0
+
+    def run(self) -> SearchResult:
+        """Search, certify and choose. Ctrl-C ends the search early: the best so far is certified and returned; a second
+        one ends everything.
+
+        Raises:
+            SalverError: the original itself cannot be measured.
+            KeyboardInterrupt: interrupted while measuring the original, or again while certifying.
+        """
+        self._measure_original()
+        interrupted = False
+        try:
+            self._explore()
+        except KeyboardInterrupt:
+            interrupted = True
+            self._tell("search", "interrupted: certifying the best so far")
+        self._certify()
+        records = tuple(tried.record for tried in self._tried.values())
+        front = pareto_front(records)
+        records = tuple(msgspec.structs.replace(r, on_front=r.name in front) for r in records)
+        chosen, why = choose(records, self._settings.objective)
+        if interrupted:
+            why = (*why, "The search was interrupted; what had been measured by then was certified.")
+        model = self._tried[chosen].model or self._model
+        return SearchResult(candidates=records, chosen=chosen, why=why, model=model, interrupted=interrupted)
+
+    # ------------------------------------------------------------------ the original
+
+    def _measure_original(self) -> None:
+        self._tell("baseline", "measuring the original")
+        proposal = Proposal(name=ORIGINAL, recipe=(), origin="baseline")
+        result = self._trial(proposal, "steer")
+        if result.evaluation is None:
+            raise Internal(f"the original model cannot be measured: {result.reason}")
+        verdict = Verdict(outcome="accepted", reason="the original, with which all others are compared")
+        self._keep(proposal, result, verdict)
+        # A finalist runs all certification rows beside the original and is timed longer.
+        one = _CERTIFY_FIXED_S + 2 * self._rows["certify"] * result.seconds_per_row
+        self._reserve_s = min(MAX_FINALISTS * one, self._settings.budget_s * _CERTIFY_SHARE)
+
+    # ------------------------------------------------------------------ exploring
+
+    def _explore(self) -> None:
+        if self._all_tried([*runtime_defaults(), *presets(count_ops(self._model))]):
+            for _ in range(_REFINE_ROUNDS):
+                if not self._refine():
+                    return
+
+    def _refine(self) -> bool:
+        """Try the neighbors of the best so far; whether that found something better and there is time for more."""
+        before = self._best_gain()
+        return self._all_tried(list(self._refinements())) and self._best_gain() > before * (1 + TIE)
+
+    def _refinements(self) -> Iterator[Proposal]:
+        ranked = order(self._pending(), self._settings.objective)
+        if ranked:
+            yield from neighbors(ranked[0].recipe)
+        floor = self._best_gain() * (1 + TIE)
+        lost = [t.record for t in self._tried.values() if t.record.verdict.gate == "quality" and t.record.evaluation]
+        fast = [r for r in order(lost, self._settings.objective) if _gain(r, self._settings.objective) > floor]
+        for record in fast[:1]:
+            yield from without_layers(record.recipe, self._rank_layers(record))
+
+    def _rank_layers(self, record: CandidateRecord) -> list[str]:
+        """Names of the layers a recipe quantizes, the one that hurts the outputs most first."""
+        self._tell("search", f"finding the layers that hurt most in {record.name}")
+        proposal = Proposal(name=record.name, recipe=record.recipe, origin=record.origin)
+        return list(self._trial(proposal, "sensitivity").layers)
+
+    def _all_tried(self, proposals: list[Proposal]) -> bool:
+        """Measure proposals that were not yet; False when time ran out first."""
+        fresh = [p for p in proposals if p.name not in self._tried]
+        self._planned += len(fresh)
+        for proposal in fresh:
+            if self._left_s() < self._reserve_s + _LEAST_TRIAL_S:
+                self._tell("search", "the budget for searching is spent")
+                return False
+            self._tell("search", proposal.name)
+            began = time.monotonic()
+            result = self._trial(proposal, "steer")
+            record = self._keep(proposal, result, self._steer_verdict(result), time.monotonic() - began)
+            self._done += 1
+            self._tell("search", proposal.name, record)
+        return bool(fresh)
+
+    def _steer_verdict(self, result: TrialResult) -> Verdict:
+        measured = result.evaluation
+        if measured is None:
+            outcome: Outcome = "not-applicable" if result.outcome == "not-applicable" else "failed"
+            return Verdict(outcome=outcome, reason=result.reason)
+        return (
+            finite_gate(measured)
+            or steer_gate(measured.steer[0], self._settings.margin)
+            or objective_gate(measured, self._settings.objective)
+            or Verdict(outcome="not-certified", reason="measured, but not among the finalists")
+        )
+
+    # ------------------------------------------------------------------ certifying
+
+    def _certify(self) -> None:
+        finalists = self._finalists()
+        self._done, self._planned = 0, len(finalists)
+        measured: list[tuple[CandidateRecord, Evaluation]] = []
+        for record in finalists:
+            self._tell("certify", record.name)
+            result = self._trial(Proposal(name=record.name, recipe=record.recipe, origin=record.origin), "certify")
+            self._done += 1
+            if result.evaluation is None:
+                self._replace(record, Verdict(outcome="failed", reason=result.reason), record.evaluation)
+                continue
+            steer = record.evaluation.steer if record.evaluation else ()
+            measured.append((record, msgspec.structs.replace(result.evaluation, steer=steer)))
+        verdicts = certify([evaluation.certify[0] for _, evaluation in measured], self._settings.margin)
+        for (record, evaluation), verdict in zip(measured, verdicts, strict=True):
+            final = finite_gate(evaluation) or verdict
+            if final.outcome == "accepted":
+                final = objective_gate(evaluation, self._settings.objective) or final
+            self._tell("certify", record.name, self._replace(record, final, evaluation))
+
+    def _finalists(self) -> list[CandidateRecord]:
+        """The best pending candidates of distinct content, and no more of them than the certification examples can carry
+        under Holm's correction."""
+        distinct: dict[str, CandidateRecord] = {}
+        for record in order(self._pending(), self._settings.objective):
+            distinct.setdefault(record.digest, record)
+        ranked = list(distinct.values())
+        if not ranked or ranked[0].evaluation is None:
+            return []
+        return ranked[: count_finalists(ranked[0].evaluation.steer[0], self._rows["certify"], self._settings.margin)]
+
+    def _pending(self) -> list[CandidateRecord]:
+        return [t.record for t in self._tried.values() if t.record.verdict.outcome == "not-certified"]
+
+    def _best_gain(self) -> float:
+        return max((_gain(r, self._settings.objective) for r in self._pending()), default=1.0)
+
+    # ------------------------------------------------------------------ trials
+
+    def _trial(self, proposal: Proposal, kind: Kind) -> TrialResult:
+        key = cache_key(
+            kind=kind,
+            model=self._model.digest,
+            recipe=proposal.recipe,
+            data=self._digests,
+            metric=self._settings.metric,
+            margin=self._settings.margin,
+            threads=self._settings.threads,
+            batch=self._settings.batch,
+            host=self._host.fingerprint,
+            tools=self._tools,
+            version=TRIAL_VERSION,
+        )
+        known = self._cache.get(key)
+        if known is not None:
+            return known
+        spec = TrialSpec(
+            kind=kind,
+            model=self._model,
+            recipe=proposal.recipe,
+            splits={role: str(folder) for role, folder in self._splits.items()},
+            metric=self._settings.metric,
+            margin=self._settings.margin,
+            threads=self._settings.threads,
+            batch=self._settings.batch,
+            workdir=str(self._cache.folder(key)),
+            scores=str(self._scores_path("certify" if kind == "certify" else "steer")),
+            models_dir=str(self._cache.models_dir),
+        )
+        result = run_isolated(spec, self._settings.trial_timeout_s)
+        self._cache.put(key, result)
+        return result
+
+    def _scores_path(self, role: str) -> Path:
+        key = cache_key(
+            model=self._model.digest, data=self._digests, metric=self._settings.metric, role=role, tools=self._tools
+        )
+        return self._cache.scores_dir / f"{key.removeprefix('sha256:')[:32]}.npz"
+
+    def _keep(self, proposal: Proposal, result: TrialResult, verdict: Verdict, seconds: float = 0.0) -> CandidateRecord:
+        record = CandidateRecord(
+            name=proposal.name,
+            recipe=proposal.recipe,
+            origin=proposal.origin,
+            verdict=verdict,
+            evaluation=result.evaluation,
+            digest=result.model.digest if result.model else "",
+            seconds=round(seconds, 2),
+        )
+        self._tried[proposal.name] = _Tried(record, result.model)
+        return record
+
+    def _replace(self, record: CandidateRecord, verdict: Verdict, evaluation: Evaluation | None) -> CandidateRecord:
+        changed = msgspec.structs.replace(record, verdict=verdict, evaluation=evaluation)
+        self._tried[record.name] = _Tried(changed, self._tried[record.name].model)
+        return changed
+
+    # ------------------------------------------------------------------ progress
+
+    def _left_s(self) -> float:
+        return self._settings.budget_s - (time.monotonic() - self._began_s)
+
+    def _tell(self, stage: Stage, message: str, finished: CandidateRecord | None = None) -> None:
+        self._on_event(
+            BuildEvent(
+                stage=stage,
+                message=message,
+                done=self._done,
+                total=self._planned,
+                elapsed_s=time.monotonic() - self._began_s,
+                left_s=max(self._left_s(), 0.0),
+                finished=finished,
+            )
+        )
+
+
+def _gain(record: CandidateRecord, objective: Objective) -> float:
+    return gain(record.evaluation, objective) if record.evaluation else 0.0

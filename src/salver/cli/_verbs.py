@@ -1,0 +1,148 @@
+"""The table of verbs: what each is called, what it takes and which file carries it out."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from salver.core.options import Option, options_of
+
+EXPLAIN: Final = "salver.cli._explain:explain"
+"""What answers a command line that `salver.cli._parse` leaves alone."""
+
+
+class Argument(msgspec.Struct, frozen=True, kw_only=True):
+    """A positional argument. ``many`` takes all that are left, perhaps none."""
+
+    name: str
+    help: str
+    many: bool = False
+
+
+class Verb(msgspec.Struct, frozen=True, kw_only=True):
+    """One verb.
+
+    Args:
+        name: what the user types.
+        summary: one sentence.
+        run: ``module:function``; called with arguments and settings by name; returns an exit code or None.
+        examples: command lines that work.
+        arguments: in order.
+        takes_models: whether the function also takes the ``[models.NAME]`` tables.
+    """
+
+    name: str
+    summary: str
+    run: str
+    examples: tuple[str, ...]
+    arguments: tuple[Argument, ...] = ()
+    takes_models: bool = False
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """The options it takes."""
+        return options_of(self.name)
+
+
+class Invocation(msgspec.Struct, frozen=True):
+    """A command line that was understood: flags are option name -> text, or whether a switch is on."""
+
+    verb: Verb
+    arguments: dict[str, Any]
+    flags: dict[str, str | bool | None]
+
+
+_BUNDLE: Final = Argument(name="bundle", help="A sealed bundle, such as digits.salver")
+
+VERBS: Final = {
+    verb.name: verb
+    for verb in (
+        Verb(
+            name="build",
+            summary="Make a model smaller and faster, prove that it is still right, and seal it with the proof.",
+            run="salver.cli._build:run",
+            arguments=(
+                Argument(
+                    name="source", help="A trained model: model.onnx, pipeline.skops, pipeline.pkl (--trust-pickle)"
+                ),
+            ),
+            examples=(
+                "salver build model.onnx --data val.npz",
+                "salver build model.onnx --data val.npz --max-drop 1pp --objective size -o small.salver",
+                "salver build pipeline.skops --data test.csv --label species --budget 5m",
+            ),
+        ),
+        Verb(
+            name="inspect",
+            summary="Show what a bundle holds: signature, lineage, evaluation, verdicts, sizes, digests.",
+            run="salver.cli._inspect:run",
+            arguments=(_BUNDLE,),
+            examples=("salver inspect digits.salver", "salver inspect digits.salver --json"),
+        ),
+        Verb(
+            name="verify",
+            summary="Check digests and signature, and replay the golden requests on this machine.",
+            run="salver.cli._verify:run",
+            arguments=(_BUNDLE,),
+            examples=("salver verify digits.salver", "salver verify digits.salver --key public.pem"),
+        ),
+        Verb(
+            name="report",
+            summary="Write the build's report as one self-contained HTML page.",
+            run="salver.cli._report:run",
+            arguments=(_BUNDLE,),
+            examples=("salver report digits.salver", "salver report digits.salver -o report.html"),
+        ),
+        Verb(
+            name="serve",
+            summary="Serve bundles over HTTP (Open Inference Protocol v2).",
+            run="salver.cli._serve:run",
+            arguments=(
+                Argument(
+                    name="sources",
+                    help="Bundles, a bare model.onnx (served as untested), or a folder models/NAME/VERSION/model.onnx",
+                    many=True,
+                ),
+            ),
+            takes_models=True,
+            examples=(
+                "salver serve digits.salver",
+                "salver serve digits.salver --http 0.0.0.0:8080 --trusted-hosts models.example.org",
+                "salver serve --config salver.toml",
+            ),
+        ),
+        Verb(
+            name="predict",
+            summary="Run a bundle on examples, in process, without a server.",
+            run="salver.cli._predict:run",
+            arguments=(
+                _BUNDLE,
+                Argument(name="input", help="Examples: any file or folder that 'build --data' reads"),
+            ),
+            examples=(
+                "salver predict digits.salver input.npz",
+                "salver predict digits.salver input.npz -o answers.npz",
+            ),
+        ),
+        Verb(
+            name="doctor",
+            summary="Show what this machine offers: CPU features, runtimes, extras and how to get them.",
+            run="salver.cli._doctor:run",
+            examples=("salver doctor", "salver doctor --json"),
+        ),
+        Verb(
+            name="keys",
+            summary="Make an Ed25519 key pair to sign bundles with.",
+            run="salver.cli._keys:run",
+            examples=("salver keys", "salver keys -o keys"),
+        ),
+        Verb(
+            name="sign",
+            summary="Sign a bundle with a private Ed25519 key.",
+            run="salver.cli._sign:run",
+            arguments=(_BUNDLE,),
+            examples=("salver sign digits.salver --key private.pem",),
+        ),
+    )
+}

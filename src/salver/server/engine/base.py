@@ -1,0 +1,162 @@
+"""What frontends and the engine say to each other: the only way from a decoded request to its answer."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from salver.core.errors import SalverError
+from salver.core.tensors import Signature
+
+Array = npt.NDArray[Any]
+
+ModelState = Literal["LOADING", "READY", "UNLOADING", "UNAVAILABLE"]
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """Where the time of one request went, in seconds.
+
+    Args:
+        queue_s: from `submit` to the start of its batch.
+        compute_s: the run of its batch.
+        batch_rows: rows in that batch, its own included.
+    """
+
+    queue_s: float
+    compute_s: float
+    batch_rows: int
+
+
+Done = Callable[["dict[str, Array] | SalverError", "Timing | None"], None]
+"""Called exactly once, on the event loop: the outputs, or a typed error; timing where a batch ran."""
+
+
+class InferRequest:
+    """A decoded and validated request. Plain slots: one is made for every request.
+
+    Args:
+        inputs: name -> array, already checked by `Signature.check`.
+        rows: size of the batch dimension (1 where there is none).
+        outputs: names wanted, in the order wanted; None for all.
+        key: what must be equal for two requests to share a batch besides model and version: row shapes, outputs wanted
+            and parameters. The frontend builds it with `merge_key`.
+        deadline_s: `time.monotonic()` after which no work may start on it; None for no deadline.
+        priority: smaller is sooner; 0 for all who do not ask.
+        done: see `Done`.
+    """
+
+    __slots__ = (
+        "arrived_s",
+        "deadline_s",
+        "done",
+        "inputs",
+        "key",
+        "outputs",
+        "priority",
+        "rows",
+        "size_bytes",
+        "state",
+    )
+
+    def __init__(
+        self,
+        inputs: dict[str, Array],
+        rows: int,
+        done: Done,
+        *,
+        outputs: tuple[str, ...] | None = None,
+        key: Hashable = None,
+        deadline_s: float | None = None,
+        priority: int = 0,
+    ) -> None:
+        self.inputs = inputs
+        self.rows = rows
+        self.done = done
+        self.outputs = outputs
+        self.key = key
+        self.deadline_s = deadline_s
+        self.priority = priority
+        self.arrived_s = 0.0
+        self.size_bytes = 0  # of the inputs; set when it is queued
+        self.state = 0  # the scheduler's own mark
+
+
+def merge_key(inputs: dict[str, Array], outputs: tuple[str, ...] | None, signature: Signature) -> Hashable:
+    """The part of the merge key that follows from shapes: row shapes of inputs with symbolic inner dimensions, and the
+    outputs wanted. Requests with no such inputs and all outputs share the key None (the hot path)."""
+    ragged = tuple(
+        inputs[s.name].shape[1:] for s in signature.inputs if not all(isinstance(d, int) for d in s.shape[1:])
+    )
+    return None if not ragged and outputs is None else (ragged, outputs)
+
+
+class ServedModel(abc.ABC):
+    """One loaded version of a model, as a frontend sees it."""
+
+    name: str
+    version: str
+    signature: Signature
+    state: ModelState
+    reason: str
+    """Why it is not ready; empty when it is."""
+    tested: bool
+    """False for a raw model that was never sealed."""
+    platform: str
+    """``onnx_onnxv1``."""
+    metadata: dict[str, Any]
+    """More for the curious: bundle digest, metric and drop, why it is not merged."""
+
+    def gauges(self) -> dict[str, int]:
+        """What waits and runs now: ``queued`` requests, ``queued_rows``, ``running`` batches."""
+        return {}
+
+
+class Engine(abc.ABC):
+    """Everything between a decoded request and its answer. All methods are called on the event loop."""
+
+    @abc.abstractmethod
+    def find(self, name: str, version: str | None = None) -> ServedModel:
+        """A model that is ready; the highest version where none is named.
+
+        Raises:
+            NotFound: no such model or version.
+            Unavailable: it is loading, unloading or broken; says which.
+        """
+
+    @abc.abstractmethod
+    def models(self) -> Sequence[ServedModel]:
+        """All models and versions, in any state."""
+
+    @abc.abstractmethod
+    def submit(self, model: ServedModel, request: InferRequest) -> None:
+        """Queue a request, or run it at once. ``request.done`` is called exactly once, later or during this call.
+
+        Raises:
+            ResourceExhausted: the queue is full; carries ``retry_after_s``.
+            DeadlineExceeded: the deadline has passed or cannot be met.
+            Unavailable: draining, or the model went away.
+        """
+
+    @abc.abstractmethod
+    def cancel(self, model: ServedModel, request: InferRequest) -> None:
+        """The client went away. ``done`` is not called any more; a batch that runs already is not interrupted."""
+
+    @property
+    @abc.abstractmethod
+    def ready(self) -> bool:
+        """Whether every model named at start is ready (golden requests gave the stored answers) and no drain began."""
+
+
+def batchable(signature: Signature) -> bool:
+    """Whether several requests can be one run: all inputs and outputs share a symbolic batch dimension."""
+    return signature.batch_dim is not None
+
+
+def rows_of(array: Array) -> int:
+    """Rows of an array with a batch dimension; 1 for a scalar."""
+    return int(array.shape[0]) if np.ndim(array) else 1

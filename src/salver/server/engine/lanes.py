@@ -1,0 +1,130 @@
+"""Run batches: merge rows, run the session, check and split the outputs; on the event loop or on a thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from time import perf_counter, thread_time
+
+import msgspec
+import numpy as np
+
+from salver.backends.base import Session
+from salver.core.errors import Internal, SalverError
+from salver.server.engine.base import Array
+from salver.server.engine.scheduler import Batch
+
+_LOG = logging.getLogger(__name__)
+
+Answers = list[dict[str, Array]]
+"""One mapping of outputs per request of a batch, in order."""
+
+
+def execute(session: Session, batch: Batch, batched: bool) -> Answers:
+    """Run a batch.
+
+    Args:
+        batched: whether the model has a batch dimension, so that output rows must equal input rows.
+
+    Raises:
+        SalverError: what the session raised; `Internal` when an output has another number of rows than the inputs.
+    """
+    requests = batch.requests
+    first = requests[0]
+    if len(requests) == 1:
+        outputs = session.run(first.inputs, first.outputs)
+        if batched:
+            _check_rows(outputs, batch.rows)
+        return [outputs]
+    merged = {name: np.concatenate([request.inputs[name] for request in requests]) for name in first.inputs}
+    outputs = session.run(merged, first.outputs)
+    _check_rows(outputs, batch.rows)
+    stop = 0
+    cuts = [(stop, stop := stop + request.rows) for request in requests]
+    if len(outputs) == 1:
+        ((name, array),) = outputs.items()
+        return [{name: array[start:stop]} for start, stop in cuts]
+    return [{name: array[start:stop] for name, array in outputs.items()} for start, stop in cuts]
+
+
+def _check_rows(outputs: dict[str, Array], rows: int) -> None:
+    for name, array in outputs.items():
+        if not array.ndim or array.shape[0] != rows:
+            got = f"{array.shape[0]} rows" if array.ndim else "a scalar"
+            raise Internal(f"the model returned {got} in output '{name}' for {rows} input rows")
+
+
+class Run(msgspec.Struct, frozen=True):
+    """How the run of a batch ended.
+
+    Args:
+        answers: one per request; empty where it failed.
+        error: why it failed, else None.
+        compute_s: wall time of the run.
+        cpu_s: CPU time of the thread that ran it. Unlike wall time it does not grow when the machine, or Python's
+            global lock, is busy with something else.
+    """
+
+    answers: Answers
+    error: SalverError | None
+    compute_s: float
+    cpu_s: float
+
+
+def attempt(session: Session, batch: Batch, batched: bool) -> Run:
+    """`execute`, timed, at the lane's border: whatever a model raises comes back as a typed error."""
+    started, cpu_started = perf_counter(), thread_time()
+    answers: Answers = []
+    error = None
+    try:
+        answers = execute(session, batch, batched)
+    except SalverError as raised:
+        error = raised
+    except (Exception, SystemExit) as raised:  # noqa: BLE001  # the lane boundary: a model may raise anything
+        _LOG.exception("a model raised %s while running a batch of %d rows", type(raised).__name__, batch.rows)
+        error = Internal(f"the model failed while running: {type(raised).__name__}: {raised}")
+    return Run(answers, error, perf_counter() - started, thread_time() - cpu_started)
+
+
+Ran = Callable[[Batch, Run], None]
+"""Called on the lane's thread when a batch has run."""
+
+
+class Lane:
+    """A thread that runs batches one after another.
+
+    Args:
+        name: of the thread.
+        session, batched: as in `execute`.
+        ran: told of each batch.
+    """
+
+    def __init__(self, name: str, session: Session, batched: bool, ran: Ran) -> None:
+        self._session = session
+        self._batched = batched
+        self._ran = ran
+        self._work: SimpleQueue[Batch | None] = SimpleQueue()
+        # A daemon: a run cannot be interrupted, and one that hangs must not keep a drained server alive.
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, batch: Batch) -> None:
+        """Run a batch; returns at once."""
+        self._work.put(batch)
+
+    def close(self) -> None:
+        """End the thread once what it was given has run."""
+        self._work.put(None)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread's end; False when it still runs."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _loop(self) -> None:
+        while (batch := self._work.get()) is not None:
+            run = attempt(self._session, batch, self._batched)
+            self._ran(batch, run)
+            del batch, run  # do not hold the last batch's arrays while waiting

@@ -1,0 +1,245 @@
+"""One loaded version of a model, and the real-time driver of its scheduler on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import monotonic
+from typing import Any, Final
+
+from salver.backends.base import Session
+from salver.core.errors import SalverError, Unavailable
+from salver.core.tensors import Signature, TensorSpec
+from salver.server.engine.base import InferRequest, ModelState, ServedModel, Timing, batchable
+from salver.server.engine.cost import CostModel
+from salver.server.engine.lanes import Lane, Run, attempt
+from salver.server.engine.scheduler import DONE, Batch, Limits, Scheduler, WaitUntil
+from salver.server.monitoring.metrics import Metrics
+from salver.server.settings import RunSettings
+
+INLINE_S: Final = 200e-6
+"""A batch whose median CPU time is below this runs on the event loop. A thread hop costs about 50 µs of
+CPU, and four times that is as long as other connections may be kept waiting for one batch."""
+
+_TICK_S: Final = 0.001  # the resolution of the event loop's timers
+
+_LOG = logging.getLogger(__name__)
+_EMPTY = Signature(inputs=(), outputs=())
+
+
+class LoadedModel(ServedModel):
+    """A model from discovery to unloading. Made in state LOADING; `open` makes it READY, `refuse` UNAVAILABLE.
+
+    All methods are called on the event loop.
+
+    Args:
+        name, version: under which it is served.
+        metrics: where batches and refusals are counted.
+    """
+
+    platform = ""
+
+    def __init__(self, name: str, version: str, metrics: Metrics) -> None:
+        self.name = name
+        self.version = version
+        self.signature = _EMPTY
+        self.state: ModelState = "LOADING"
+        self.reason = "loading"
+        self.tested = False
+        self.metadata: dict[str, Any] = {}
+        self._metrics = metrics
+        self._session: Session
+        self._scheduler: Scheduler
+        self._opened = False
+        self._free: list[int] = []
+        self._lanes: list[Lane] = []
+        self._kicked = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at_s = 0.0
+
+    def open(
+        self, session: Session, settings: RunSettings, *, merge: bool, cost: CostModel, inline: bool = True
+    ) -> None:
+        """Take requests from now on.
+
+        Args:
+            merge: whether requests may share a batch.
+            cost: what warm-up learned.
+            inline: whether a run keeps the calling thread busy from start to end, so that its CPU time is its time.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._session = session
+        self.signature = session.signature
+        self._batched = batchable(session.signature)
+        self._inline = inline
+        self._timeout_s = settings.default_timeout_s
+        limits = Limits(
+            max_batch=settings.max_batch,
+            max_queue=settings.max_queue,
+            max_queue_bytes=settings.max_queue_bytes,
+            lanes=settings.lanes,
+        )
+        row_bytes = _row_bytes(self.signature) if self._batched else 0
+        self._scheduler = Scheduler(limits, merge=merge and self._batched, row_bytes=row_bytes, cost=cost)
+        self._free = list(range(settings.lanes))
+        title = f"{self.name}-{self.version}"
+        self._lanes = [Lane(f"{title}-{i}", session, self._batched, self._ran) for i in range(settings.lanes)]
+        self._opened = True
+        self.state = "READY"
+        self.reason = ""
+
+    def refuse(self, reason: str) -> None:
+        """It cannot be served, and why."""
+        self.state = "UNAVAILABLE"
+        self.reason = reason
+
+    def gauges(self) -> dict[str, int]:
+        if not self._opened:
+            return {}
+        scheduler = self._scheduler
+        return {"queued": scheduler.queued, "queued_rows": scheduler.queued_rows, "running": scheduler.running}
+
+    def submit(self, request: InferRequest) -> None:
+        """As `Engine.submit`."""
+        if self.state != "READY":
+            raise self.unavailable()
+        now = monotonic()
+        if self._timeout_s and request.deadline_s is None:
+            request.deadline_s = now + self._timeout_s
+        try:
+            self._scheduler.submit(request, now)
+        except SalverError as error:
+            self._metrics.record_refused(self, error.code)
+            raise
+        # Not at once: whatever else arrives in this turn of the loop can share the batch.
+        if not self._kicked and (self._free or request.deadline_s is not None):
+            self._kicked = True
+            self._loop.call_soon(self._kick)
+
+    def cancel(self, request: InferRequest) -> None:
+        """As `Engine.cancel`."""
+        if self._opened:
+            self._scheduler.cancel(request)
+
+    def unavailable(self) -> Unavailable:
+        """The error for a request to a model that is not ready."""
+        return Unavailable(f"model '{self.name}' version {self.version} is {self.state}: {self.reason}")
+
+    def drain(self) -> None:
+        """Take no new requests; what waits is run."""
+        if self._opened:
+            self._scheduler.drain()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits or runs."""
+        return not self._opened or self._scheduler.idle
+
+    def close(self) -> None:
+        """Refuse what waits, end the lanes and free the session."""
+        if not self._opened:
+            return
+        self.state, self.reason = "UNLOADING", "the server is stopping"
+        self._scheduler.drain()
+        self._scheduler.refuse_all(self.unavailable())
+        self._answer_refused()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._opened = False
+        for lane in self._lanes:
+            lane.close()
+        self._session.close()
+        self.state, self.reason = "UNAVAILABLE", "unloaded"
+
+    def _kick(self) -> None:
+        """Give every free lane what waits."""
+        self._kicked = False
+        scheduler = self._scheduler
+        now = monotonic()
+        lane = self._free[-1] if self._free else 0
+        found = scheduler.next_batch(lane, now)
+        while type(found) is Batch:
+            if self._inline and scheduler.cost.cpu_s(found.rows) < INLINE_S:
+                self._run_inline(found)
+                if scheduler.queued and not self._kicked:  # let the loop read sockets between two batches
+                    self._kicked = True
+                    self._loop.call_soon(self._kick)
+                break
+            self._lanes[self._free.pop()].run(found)
+            lane = self._free[-1] if self._free else lane
+            found = scheduler.next_batch(lane, now)
+        self._answer_refused()
+        if type(found) is WaitUntil:
+            self._wake_at(found.at_s, now)
+
+    def _run_inline(self, batch: Batch) -> None:
+        ran = attempt(self._session, batch, self._batched)
+        self._settle(batch, ran, inline=True)
+        self._answer(batch, ran)
+
+    def _ran(self, batch: Batch, ran: Run) -> None:
+        """On a lane's thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._after_lane, batch, ran)
+        except RuntimeError:  # the loop closed before a run ended that the drain did not wait for
+            _LOG.warning("%s: a batch of %d rows ended after the server", self.name, batch.rows)
+
+    def _after_lane(self, batch: Batch, ran: Run) -> None:
+        self._settle(batch, ran, inline=False)
+        self._free.append(batch.lane)
+        self._kick()  # the lane first, then the answers: encoding must not keep it idle
+        self._answer(batch, ran)
+
+    def _settle(self, batch: Batch, ran: Run, *, inline: bool) -> None:
+        if ran.error is not None:
+            self._scheduler.fail(batch, ran.error)
+            if len(batch.requests) > 1:
+                self._metrics.record_split(self)
+        else:
+            self._scheduler.complete(batch, monotonic(), ran.cpu_s)
+            self._metrics.record_batch(self, batch.rows, inline)
+
+    def _answer(self, batch: Batch, ran: Run) -> None:
+        started_s, compute_s, rows = batch.started_s, ran.compute_s, batch.rows
+        for request, outputs in zip(batch.requests, ran.answers, strict=False):
+            if request.state == DONE:
+                _call(request, outputs, Timing(started_s - request.arrived_s, compute_s, rows))
+
+    def _answer_refused(self) -> None:
+        for request, error in self._scheduler.take_refused():
+            if request.state == DONE:
+                self._metrics.record_refused(self, error.code)
+                _call(request, error, None)
+
+    def _wake_at(self, at_s: float, now: float) -> None:
+        """Ask again when the next deadline passes, even if nothing else happens."""
+        if self._timer is not None:
+            if self._timer_at_s <= at_s:
+                return
+            self._timer.cancel()
+        self._timer_at_s = at_s
+        self._timer = self._loop.call_later(max(at_s - now, 0.0) + _TICK_S, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._kick()
+
+
+def _call(request: InferRequest, result: Any, timing: Timing | None) -> None:
+    """Answer one request; its frontend's failure must not cost the others theirs."""
+    try:
+        request.done(result, timing)
+    except Exception:  # noqa: BLE001  # the request boundary
+        _LOG.exception("a frontend failed to answer a request")
+
+
+def _row_bytes(signature: Signature) -> int:
+    """Bytes of input per row where that is the same for all requests, else 0."""
+    return sum(map(_spec_row_bytes, signature.inputs)) if all(map(_spec_row_bytes, signature.inputs)) else 0
+
+
+def _spec_row_bytes(spec: TensorSpec) -> int:
+    size = 0 if spec.datatype == "BYTES" else spec.dtype.itemsize
+    for dim in spec.shape[1:]:
+        size *= dim if isinstance(dim, int) else 0
+    return size

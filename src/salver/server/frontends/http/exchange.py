@@ -1,0 +1,134 @@
+"""One HTTP request and its answer, as a handler sees them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final, Protocol, TypeVarTuple
+
+from salver.core.errors import Internal, SalverError
+from salver.server.frontends.codes import error_body, error_fields, status_of
+
+JSON: Final = b"content-type: application/json\r\n"
+BINARY: Final = b"content-type: application/octet-stream\r\n"
+
+Body = bytes | list[bytes | memoryview]
+"""A whole body, or its pieces in order."""
+
+Args = TypeVarTuple("Args")
+_LOG: Final = logging.getLogger(__name__)
+
+
+class Match:
+    """What a path leads to. Kept per path, so that a handler may remember what it worked out for it.
+
+    Args:
+        handlers: method -> handler.
+        params: the path's parameters, percent-decoded, in order.
+        memo: a handler's own.
+    """
+
+    __slots__ = ("handlers", "memo", "params")
+
+    def __init__(self, handlers: dict[bytes, Callable[[Exchange], None]], params: tuple[str, ...]) -> None:
+        self.handlers = handlers
+        self.params = params
+        self.memo: Any = None
+
+
+NO_MATCH: Final = Match({}, ())
+"""The match of a request that was refused before it was routed."""
+
+
+class Writer(Protocol):
+    """The side of a connection that an exchange answers to."""
+
+    def answered(self, exchange: Exchange) -> None:
+        """The exchange has its answer."""
+
+
+class Exchange:
+    """One request and its answer. Plain slots: one is made for every request.
+
+    Args:
+        writer: who writes the answer.
+        method: ``b"POST"``.
+        target: path and query as they came.
+        match: what the path leads to.
+        fields: the header fields the server knows (`headers.KNOWN`), by lower-case name.
+        body: the whole body, content coding undone.
+        started_s: ``loop.time()`` when the last byte was read.
+        extra: header lines that the connection adds to the answer.
+    """
+
+    __slots__ = (
+        "_writer",
+        "answer",
+        "body",
+        "cancel",
+        "close",
+        "code",
+        "extra",
+        "fields",
+        "match",
+        "method",
+        "started_s",
+        "status",
+        "target",
+    )
+
+    def __init__(
+        self,
+        writer: Writer,
+        method: bytes,
+        target: bytes,
+        match: Match,
+        fields: dict[bytes, bytes],
+        body: bytes,
+        started_s: float,
+        extra: bytes = b"",
+    ) -> None:
+        self._writer = writer
+        self.method = method
+        self.target = target
+        self.match = match
+        self.fields = fields
+        self.body = body
+        self.started_s = started_s
+        self.extra = extra
+        self.cancel: Callable[[], None] | None = None
+        """What to call when the client goes away before the answer; set by the handler."""
+        self.close = False
+        self.code = ""
+        """``OK`` or the error's canonical code, once there is an answer."""
+        self.status = 0
+        self.answer: tuple[bytes, Body] | None = None
+
+    def respond(self, body: Body, fields: bytes = JSON, status: int = 200, code: str = "OK") -> None:
+        """Give the answer. The first one counts; a later one is dropped.
+
+        Args:
+            fields: header lines, each ended by CRLF; the connection adds length, date and connection.
+        """
+        if self.answer is None:
+            self.code = code
+            self.status = status
+            self.answer = (fields, body)
+            self.cancel = None
+            self._writer.answered(self)
+
+    def fail(self, error: SalverError) -> None:
+        """Answer with an error."""
+        status = status_of(error)
+        self.respond(error_body(error), JSON + error_fields(error, status), status, error.code.value)
+
+    def attempt(self, step: Callable[[*Args], None], *args: *Args) -> None:
+        """Run a step of answering: the boundary at which any error becomes the answer. A defect is logged with its
+        traceback, answered with 500 and without, and the connection lives."""
+        try:
+            step(*args)
+        except SalverError as error:
+            self.fail(error)
+        except Exception:  # noqa: BLE001  # the request boundary
+            _LOG.exception("%s %s failed", self.method.decode("latin-1"), self.target.decode("latin-1"))
+            self.fail(Internal("internal error; the server's log has the details"))

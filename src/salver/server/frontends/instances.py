@@ -1,0 +1,170 @@
+"""Rows as people write them, to and from arrays: the codec of ``/predict``.
+
+An instance is what one row of the model's input is: a nested list, a number or a text for a model with one input, an
+object ``{input: value}`` for a model with several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from salver.core.errors import FailedPrecondition, InvalidArgument, format_shape
+from salver.core.tensors import Signature, TensorSpec
+from salver.server.frontends.jsonio import convert
+from salver.server.frontends.oip.elements import JSON_KINDS, from_bf16, from_json
+
+Array = npt.NDArray[Any]
+
+TOP_SCORES: Final = 5
+"""How many classes an answer lists with their scores."""
+
+_OWN_LABEL: Final = ("label", "output_label")
+"""Outputs in which scikit-learn's converter puts the class itself."""
+
+
+def to_inputs(instances: Sequence[Any], signature: Signature) -> dict[str, Array]:
+    """Stack instances along the first dimension.
+
+    Raises:
+        InvalidArgument: no instances, an input missing or unknown, or a value that does not fit; names the instance.
+        FailedPrecondition: the model's inputs have no first dimension to stack along.
+    """
+    if not instances:
+        raise InvalidArgument("'instances' is empty, expected one row or more")
+    specs = signature.inputs
+    for spec in specs:
+        if not spec.shape or not spec.rank_known:
+            raise FailedPrecondition(f"input '{spec.name}' has no rows; use /v2/models/.../infer for this model")
+    if len(specs) == 1:
+        spec = specs[0]
+        rows = [row[spec.name] if isinstance(row, dict) and spec.name in row else row for row in instances]
+        return {spec.name: _stack(rows, spec)}
+    names = {spec.name for spec in specs}
+    for index, row in enumerate(instances):
+        if not isinstance(row, dict) or row.keys() != names:
+            given = "an object with " + ", ".join(map(repr, row)) if isinstance(row, dict) else type(row).__name__
+            raise InvalidArgument(
+                f"instance {index}: got {given}, expected an object with {', '.join(map(repr, sorted(names)))}"
+            )
+    return {spec.name: _stack([row[spec.name] for row in instances], spec) for spec in specs}
+
+
+def _stack(rows: list[Any], spec: TensorSpec) -> Array:
+    parts = [_row(row, spec, f"instance {index}, input '{spec.name}'") for index, row in enumerate(rows)]
+    shapes = sorted({part.shape for part in parts})
+    if len(shapes) > 1:
+        raise InvalidArgument(
+            f"input '{spec.name}': instances of different shapes {', '.join(map(format_shape, shapes))} "
+            "cannot stand in one request; send them one by one"
+        )
+    return np.stack(parts)
+
+
+def _row(value: Any, spec: TensorSpec, where: str) -> Array:
+    """One row. Dimensions of size 1 may be left out, and a fixed shape may be written flat."""
+    expected = spec.shape[1:]
+    given = _shape_of(value)
+    if not given:
+        element = convert(value, JSON_KINDS[spec.datatype], where)
+        value, given = [element], [1]
+        target = [1] * len(expected)
+    else:
+        target = _fit(given, expected)
+    if not _fits(target, expected):
+        raise InvalidArgument(
+            f"{where}: got shape {format_shape(_shape_of(value) if target else given)}, "
+            f"expected {format_shape(expected)}"
+        )
+    flat = from_json(value, spec.datatype, given, where)
+    return flat.reshape(target)
+
+
+def _fit(given: list[int], expected: Sequence[int | str]) -> list[int]:
+    """The shape to give a value written with shape ``given``; ``given`` itself where it cannot be another."""
+    if _fits(given, expected):
+        return given
+    if all(isinstance(d, int) for d in expected):
+        fixed = [d for d in expected if isinstance(d, int)]
+        squeezed = [d for d in fixed if d != 1]
+        if [d for d in given if d != 1] == squeezed or given == [int(np.prod(np.array(fixed, np.int64)))]:
+            return fixed
+    return given
+
+
+def _fits(shape: Sequence[int], expected: Sequence[int | str]) -> bool:
+    return len(shape) == len(expected) and all(
+        e in (s, e if isinstance(e, str) else s) for s, e in zip(shape, expected, strict=True)
+    )
+
+
+def _shape_of(value: Any) -> list[int]:
+    """Lengths of nested lists along their first elements; `from_json` checks the others."""
+    shape = []
+    while isinstance(value, list):
+        shape.append(len(value))
+        if not value:
+            break
+        value = value[0]
+    return shape
+
+
+def to_predictions(outputs: Mapping[str, Array], signature: Signature, rows: int) -> list[Any]:
+    """One prediction per instance.
+
+    A model with class labels gives ``{"label", "score", "scores"}`` and its other outputs by name; another gives the
+    row of its only output, or ``{output: row}`` where there are several.
+
+    Raises:
+        FailedPrecondition: an output has no row for each instance.
+    """
+    columns = {spec.name: _rows(outputs[spec.name], spec, rows) for spec in signature.outputs}
+    labelled = next((s for s in signature.outputs if _is_scores(s, outputs[s.name])), None)
+    if labelled is None:
+        if len(columns) == 1:
+            return next(iter(columns.values()))
+        return [{name: column[i] for name, column in columns.items()} for i in range(rows)]
+    scores = columns.pop(labelled.name)
+    own = next((columns.pop(name) for name in _OWN_LABEL if name in columns), None)
+    return [
+        {
+            **_best(scores[i], labelled.labels, None if own is None else own[i]),
+            **{name: column[i] for name, column in columns.items()},
+        }
+        for i in range(rows)
+    ]
+
+
+def _is_scores(spec: TensorSpec, array: Array) -> bool:
+    return bool(spec.labels) and array.ndim == 2 and array.shape[1] == len(spec.labels) and spec.datatype != "BYTES"
+
+
+def _rows(array: Array, spec: TensorSpec, rows: int) -> list[Any]:
+    values = from_bf16(array) if spec.datatype == "BF16" else array
+    if values.ndim and len(values) == rows:
+        return list(values.tolist())
+    if rows == 1:
+        return [values.tolist()]
+    raise FailedPrecondition(
+        f"output '{spec.name}' has shape {format_shape(array.shape)}, no row for each of {rows} instances; "
+        "send one instance at a time, or use /v2/models/.../infer"
+    )
+
+
+def _best(scores: list[float], labels: Sequence[str], own: Any) -> dict[str, Any]:
+    order = sorted(range(len(scores)), key=lambda i: -scores[i] if scores[i] == scores[i] else float("inf"))
+    chosen = order[0]
+    if isinstance(own, list):
+        own = own[0] if len(own) == 1 else None
+    if own is not None and str(own) in labels:
+        chosen = labels.index(str(own))
+    elif type(own) is int and 0 <= own < len(labels):
+        chosen = own
+    return {
+        "label": labels[chosen],
+        "score": scores[chosen],
+        "scores": {labels[i]: scores[i] for i in order[:TOP_SCORES]},
+    }

@@ -1,0 +1,486 @@
+"""Requests and responses of one model, in OIP v2 REST's JSON form and its binary tensor extension.
+
+Specification: https://github.com/kserve/open-inference-protocol (inference_rest.md) and Triton's extensions
+``binary_data`` and ``classification``. Pure: bytes and arrays in, arrays and bytes out; no HTTP.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from salver.core.errors import InvalidArgument, Unimplemented
+from salver.core.tensors import NUMPY_DTYPES, Signature, TensorSpec
+from salver.server.frontends import jsonio
+from salver.server.frontends.oip.elements import (
+    JSON_KINDS,
+    decode_text,
+    from_bytes,
+    from_json,
+    pack,
+    to_bytes,
+    to_json,
+)
+
+Array = npt.NDArray[Any]
+Parameters = dict[str, Any]
+Body = bytes | list[bytes | memoryview]
+
+_MAX_PREFIXES: Final = 64
+
+
+class OutputWish(msgspec.Struct, frozen=True):
+    """How one output is wanted.
+
+    Args:
+        binary: after the JSON, as bytes.
+        classes: how many of the largest values, as ``value:index[:label]``; 0 for the tensor itself.
+    """
+
+    name: str
+    binary: bool = False
+    classes: int = 0
+
+
+class Decoded:
+    """A request, decoded and checked against the signature.
+
+    Args:
+        inputs: name -> array.
+        rows: as `Signature.check` returns.
+        wishes: how outputs are wanted, in order; None for all of them in JSON.
+        id: to be echoed.
+        parameters: those of the request.
+    """
+
+    __slots__ = ("id", "inputs", "parameters", "rows", "wishes")
+
+    def __init__(
+        self,
+        inputs: dict[str, Array],
+        rows: int,
+        wishes: tuple[OutputWish, ...] | None,
+        id: str | int | None,
+        parameters: Parameters | None,
+    ) -> None:
+        self.inputs = inputs
+        self.rows = rows
+        self.wishes = wishes
+        self.id = id
+        self.parameters = parameters
+
+
+class _Wanted(msgspec.Struct):
+    name: str
+    parameters: Parameters | None = None
+
+
+class _RawInput(msgspec.Struct):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    parameters: Parameters | None = None
+
+
+class _RawRequest(msgspec.Struct):
+    inputs: list[_RawInput]
+    id: str | int | None = None
+    parameters: Parameters | None = None
+    outputs: list[_Wanted] | None = None
+
+
+class _HeadInput(msgspec.Struct, gc=False):
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: Parameters
+    data: msgspec.UnsetType = msgspec.UNSET
+
+
+class _HeadRequest(msgspec.Struct, gc=False):
+    inputs: list[_HeadInput]
+    id: str | int | None = None
+    parameters: Parameters | None = None
+    outputs: list[_Wanted] | None = None
+
+
+class _PlainInput(msgspec.Struct):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: Any = msgspec.UNSET
+    parameters: Parameters | None = None
+
+
+class _PlainRequest(msgspec.Struct):
+    inputs: list[_PlainInput]
+    id: str | int | None = None
+    parameters: Parameters | None = None
+    outputs: list[_Wanted] | None = None
+
+
+def _fast_request(kind: type) -> Any:
+    """The type of a request whose inputs' data are flat lists of one type: decoded in one go, without `Raw`."""
+    tensor = msgspec.defstruct(
+        "_FastInput",
+        [
+            ("name", str),
+            ("shape", list[int]),
+            ("datatype", str),
+            ("data", list[kind]),  # type: ignore[valid-type]  # made at run time, once per type
+            ("parameters", Parameters | None, None),
+        ],
+        gc=False,
+    )
+    fields: list[Any] = [
+        ("inputs", list[tensor]),  # type: ignore[valid-type]
+        ("id", str | int | None, None),
+        ("parameters", Parameters | None, None),
+        ("outputs", list[_Wanted] | None, None),
+    ]
+    return msgspec.defstruct("_FastRequest", fields, gc=False)
+
+
+_FAST: Final[dict[type, msgspec.json.Decoder[Any]]] = {
+    kind: msgspec.json.Decoder(_fast_request(kind)) for kind in (float, int, bool, str)
+}
+_HEAD: Final = msgspec.json.Decoder(_HeadRequest)
+_BINARY_OUTPUT: Final = {"binary_data_output": True}
+_FAST_ERRORS: Final = (
+    msgspec.DecodeError,
+    UnicodeDecodeError,
+    RecursionError,
+    struct.error,
+    OverflowError,
+    FloatingPointError,
+)
+
+
+class ModelCodec:
+    """Decodes requests for one version of a model and encodes its answers. What can be known beforehand is."""
+
+    def __init__(self, name: str, version: str, signature: Signature) -> None:
+        self.signature = signature
+        self._opening = b'{"model_name":%b,"model_version":%b,' % (
+            msgspec.json.encode(name),
+            msgspec.json.encode(version),
+        )
+        self.is_ragged = any(not isinstance(d, int) for spec in signature.inputs for d in spec.shape[1:])
+        self._specs = {spec.name: spec for spec in signature.inputs}
+        self._outputs = {spec.name: spec for spec in signature.outputs}
+        self._prefixes: dict[tuple[str, str, tuple[int, ...]], bytes] = {}
+        self._all_binary = tuple(OutputWish(name, True) for name in self._outputs)
+        self._fast = self._choose_fast()
+
+    def _choose_fast(self) -> _Shortcut | None:
+        if len(self.signature.inputs) != 1 or self.signature.batch_dim is None:
+            return None
+        spec = self.signature.inputs[0]
+        if spec.datatype == "BF16" or not all(isinstance(d, int) for d in spec.shape[1:]):
+            return None
+        return _Shortcut(spec, self._wishes)
+
+    def decode(self, body: bytes, header_length: int | None) -> Decoded:
+        """Read a request.
+
+        Args:
+            header_length: the value of ``Inference-Header-Content-Length``: size of the JSON before the tensors; 0 for
+                a raw request; None without the field.
+
+        Raises:
+            InvalidArgument: it is malformed or does not fit the signature; names the input, given and expected.
+            Unimplemented: it asks for shared memory.
+        """
+        if self._fast is not None and header_length != 0:
+            try:
+                decoded = self._fast.decode(body, header_length)
+            except _FAST_ERRORS:
+                decoded = None  # the long way says what is wrong, or knows what the short one does not
+            if decoded is not None:
+                return decoded
+        if header_length is None:
+            return self._decode_slowly(body, len(body))
+        if header_length == 0:
+            return self._decode_raw(body)
+        if header_length > len(body):
+            raise InvalidArgument(
+                f"Inference-Header-Content-Length: got {header_length}, but the body has {len(body)} bytes"
+            )
+        return self._decode_slowly(body, header_length)
+
+    def _decode_slowly(self, body: bytes, header_length: int) -> Decoded:
+        request = _decode_request(body if header_length == len(body) else body[:header_length])
+        inputs: dict[str, Array] = {}
+        position = header_length
+        for tensor in request.inputs:
+            where = f"input '{tensor.name}'"
+            if tensor.name in inputs:
+                raise InvalidArgument(f"{where} is given twice")
+            spec = self._specs.get(tensor.name)
+            if tensor.datatype not in NUMPY_DTYPES:
+                raise InvalidArgument(
+                    f"{where}: unknown datatype '{tensor.datatype}'; valid: {', '.join(NUMPY_DTYPES)}"
+                )
+            if spec is None:  # says which are unknown and which are missing
+                self.signature.check({t.name: np.empty(0) for t in request.inputs})
+            elif tensor.datatype != spec.datatype:
+                raise InvalidArgument(f"{where}: got datatype {tensor.datatype}, expected {spec.datatype}")
+            size = _binary_size(tensor.parameters, where)
+            if size is None:
+                if tensor.data is msgspec.UNSET:
+                    raise InvalidArgument(f"{where} has neither 'data' nor 'binary_data_size'")
+                inputs[tensor.name] = from_json(tensor.data, tensor.datatype, tensor.shape, where)
+                continue
+            if tensor.data is not msgspec.UNSET:
+                raise InvalidArgument(f"{where} has both 'data' and 'binary_data_size'")
+            if size > len(body) - position:
+                raise InvalidArgument(
+                    f"{where}: binary_data_size is {size}, but {len(body) - position} bytes are left in the body"
+                )
+            inputs[tensor.name] = from_bytes(body, position, size, tensor.datatype, tensor.shape, where)
+            position += size
+        if position != len(body):
+            raise InvalidArgument(f"{len(body) - position} bytes of the body belong to no input")
+        wishes = self._wishes(request.outputs, request.parameters, False)
+        return self._checked(inputs, wishes, request.id, request.parameters)
+
+    def _decode_raw(self, body: bytes) -> Decoded:
+        """A body that is nothing but the elements of the only input."""
+        if len(self.signature.inputs) != 1:
+            raise InvalidArgument(
+                f"a raw request needs a model with one input, this one has {len(self.signature.inputs)}"
+            )
+        spec = self.signature.inputs[0]
+        where = f"input '{spec.name}'"
+        dims = [1 if d == self.signature.batch_dim and i == 0 else d for i, d in enumerate(spec.shape)]
+        fixed = [d for d in dims if isinstance(d, int)]
+        if len(dims) - len(fixed) > 1:
+            raise InvalidArgument(f"{where}: a raw request can leave one dimension open, {spec.wire_shape} has more")
+        width = int(np.prod(np.array(fixed, np.int64)))
+        if spec.datatype == "BYTES":
+            shape = [d if isinstance(d, int) else 1 for d in dims]
+            if width != 1:
+                raise InvalidArgument(f"{where}: a raw request carries one string, expected {width}")
+            array = pack([decode_text(body, 0, where)], "BYTES").reshape(shape)
+        else:
+            step = width * spec.dtype.itemsize
+            if len(fixed) < len(dims) and step and len(body) % step:
+                raise InvalidArgument(f"{where}: got {len(body)} bytes, expected a multiple of {step}")
+            shape = [d if isinstance(d, int) else len(body) // step if step else 0 for d in dims]
+            array = from_bytes(body, 0, len(body), spec.datatype, shape, where)
+        return self._checked({spec.name: array}, self._wishes(None, None, True), None, None)
+
+    def _checked(
+        self,
+        inputs: dict[str, Array],
+        wishes: tuple[OutputWish, ...] | None,
+        id: str | int | None,
+        parameters: Parameters | None,
+    ) -> Decoded:
+        rows = self.signature.check(inputs)
+        if rows < 1:
+            raise InvalidArgument(f"a request needs at least one row, got {rows}")
+        return Decoded(inputs, rows, wishes, id, parameters)
+
+    def _wishes(
+        self, wanted: list[_Wanted] | None, parameters: Parameters | None, binary: bool
+    ) -> tuple[OutputWish, ...] | None:
+        if parameters:
+            binary = _flag(parameters, "binary_data_output", binary, "request")
+        if wanted is None or not wanted:
+            return self._all_binary if binary else None
+        wishes: dict[str, OutputWish] = {}
+        for output in wanted:
+            self.signature.output(output.name)
+            where = f"output '{output.name}'"
+            if output.name in wishes:
+                raise InvalidArgument(f"{where} is asked for twice")
+            own = output.parameters or {}
+            _refuse_shared_memory(own, where)
+            classes = own.get("classification", 0)
+            if type(classes) is not int or classes < 0:
+                raise InvalidArgument(f"{where}: classification is {classes!r}, expected a number of classes")
+            wishes[output.name] = OutputWish(output.name, _flag(own, "binary_data", binary, where), classes)
+        return tuple(wishes.values())
+
+    def output_names(self, wishes: tuple[OutputWish, ...] | None) -> tuple[str, ...] | None:
+        """The outputs to ask the engine for: None for all of them, in order, so that such requests can be merged."""
+        if wishes is None:
+            return None
+        names = tuple(wish.name for wish in wishes)
+        return None if names == self.signature.output_names else names
+
+    def encode(self, decoded: Decoded, outputs: Mapping[str, Array]) -> tuple[Body, int | None]:
+        """Write the answer.
+
+        Returns:
+            The body, whole or in pieces, and the size of its JSON if tensors follow it.
+        """
+        opening = self._opening
+        if decoded.id is not None:
+            opening += b'"id":%b,' % jsonio.ENCODER.encode(decoded.id)
+        if decoded.wishes is not None:
+            return self._encode_wishes(opening, decoded.wishes, outputs)
+        parts = []
+        for spec in self.signature.outputs:
+            array = outputs[spec.name]
+            parts.append(b'%b,"data":%b}' % (self._prefix(spec, array.shape), to_json(array, spec.datatype)))
+        return b'%b"outputs":[%b]}' % (opening, parts[0] if len(parts) == 1 else b",".join(parts)), None
+
+    def _encode_wishes(
+        self, opening: bytes, wishes: tuple[OutputWish, ...], outputs: Mapping[str, Array]
+    ) -> tuple[Body, int | None]:
+        parts: list[bytes] = []
+        blobs: list[bytes | memoryview] = []
+        for wish in wishes:
+            spec, array = self._outputs[wish.name], outputs[wish.name]
+            if wish.classes:
+                array = classify(array, spec, wish.classes, self.signature.batch_dim is not None)
+                spec = TensorSpec(name=spec.name, datatype="BYTES", shape=array.shape)
+            prefix = self._prefix(spec, array.shape)
+            if wish.binary:
+                blob = to_bytes(array, spec.datatype)
+                blobs.append(blob)
+                parts.append(b'%b,"parameters":{"binary_data_size":%d}}' % (prefix, len(blob)))
+            else:
+                parts.append(b'%b,"data":%b}' % (prefix, to_json(array, spec.datatype)))
+        head = b'%b"outputs":[%b]}' % (opening, b",".join(parts))
+        any_binary = any(wish.binary for wish in wishes)
+        return [head, *blobs], len(head) if any_binary else None
+
+    def _prefix(self, spec: TensorSpec, shape: tuple[int, ...]) -> bytes:
+        key = (spec.name, spec.datatype, shape)
+        prefix = self._prefixes.get(key)
+        if prefix is None:
+            if len(self._prefixes) >= _MAX_PREFIXES:
+                self._prefixes.clear()
+            described = {"name": spec.name, "datatype": spec.datatype, "shape": shape}
+            prefix = self._prefixes[key] = jsonio.ENCODER.encode(described)[:-1]
+        return prefix
+
+
+class _Shortcut:
+    """The quick way for the common model, one input ``[batch, fixed, ...]``, and the common request: flat JSON data, or
+    binary. It knows right from not sure, and leaves what is not sure to the long way.
+
+    Args:
+        spec: the input.
+        wishes: `ModelCodec._wishes`.
+    """
+
+    def __init__(self, spec: TensorSpec, wishes: Callable[..., tuple[OutputWish, ...] | None]) -> None:
+        self._name = spec.name
+        self._datatype = spec.datatype
+        self._dtype = spec.dtype
+        self._rank = len(spec.shape)
+        self._tail = list(spec.shape[1:])
+        self._width = int(np.prod(np.array(self._tail, np.int64)))
+        self._decode = _FAST[JSON_KINDS[spec.datatype]].decode
+        self._decode_head = _HEAD.decode
+        self._binary = spec.datatype not in ("BOOL", "BYTES")
+        self._wishes = wishes
+        self._all_binary = wishes(None, None, True)
+
+    def decode(self, body: bytes, header_length: int | None) -> Decoded | None:
+        """The request; None when it is not of the common form.
+
+        Raises:
+            any of `_FAST_ERRORS`: as None.
+            InvalidArgument: an output or parameter that does not exist.
+        """
+        request: Any
+        if header_length is None:
+            request = self._decode(body)
+        elif self._binary:
+            request = self._decode_head(body[:header_length])
+        else:
+            return None
+        if len(request.inputs) != 1:
+            return None
+        tensor = request.inputs[0]
+        shape = tensor.shape
+        if (
+            tensor.name != self._name
+            or tensor.datatype != self._datatype
+            or len(shape) != self._rank
+            or shape[1:] != self._tail
+            or shape[0] < 1
+        ):
+            return None
+        count = shape[0] * self._width
+        array: Array
+        if header_length is None:
+            if tensor.parameters is not None or len(tensor.data) != count:
+                return None
+            array = pack(tensor.data, self._datatype)
+        else:
+            size = count * self._dtype.itemsize
+            if tensor.parameters != {"binary_data_size": size} or len(body) != header_length + size:
+                return None
+            array = np.frombuffer(body, self._dtype, count, header_length)
+            if not array.flags.aligned:
+                array = array.copy()
+        wishes = None
+        if request.outputs is not None or request.parameters is not None:
+            if request.outputs is None and request.parameters == _BINARY_OUTPUT:
+                wishes = self._all_binary
+            else:
+                wishes = self._wishes(request.outputs, request.parameters, False)
+        return Decoded({self._name: array.reshape(shape)}, shape[0], wishes, request.id, request.parameters)
+
+
+def classify(array: Array, spec: TensorSpec, classes: int, batched: bool) -> Array:
+    """The largest values per row as ``value:index[:label]``, largest first (Triton's classification extension).
+
+    Raises:
+        InvalidArgument: the output is not numeric.
+    """
+    if spec.datatype in ("BYTES", "BOOL"):
+        raise InvalidArgument(f"output '{spec.name}' is {spec.datatype}: classification needs numbers")
+    values = array if spec.datatype != "BF16" else (array.astype(np.uint32) << 16).view(np.float32)
+    rows = values.reshape(len(values), -1) if batched and values.ndim else values.reshape(1, -1)
+    best = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :classes]
+    out = np.empty(best.shape, dtype=object)
+    whole = values.dtype.kind in "iu"
+    for (i, j), index in np.ndenumerate(best):
+        value = rows[i, index]
+        label = f":{spec.labels[index]}" if index < len(spec.labels) else ""
+        out[i, j] = f"{int(value)}:{index}{label}" if whole else f"{float(value):f}:{index}{label}"
+    return out if batched else out[0]
+
+
+def _decode_request(body: bytes) -> _RawRequest | _PlainRequest:
+    try:
+        request: _RawRequest = jsonio.decoder_of(_RawRequest).decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        plain: _PlainRequest = jsonio.decode(body, _PlainRequest)  # reads NaN and Infinity; else says what is wrong
+        return plain
+    return request
+
+
+def _binary_size(parameters: Parameters | None, where: str) -> int | None:
+    if not parameters:
+        return None
+    _refuse_shared_memory(parameters, where)
+    size = parameters.get("binary_data_size")
+    if size is not None and (type(size) is not int or not 0 <= size < 1 << 62):
+        raise InvalidArgument(f"{where}: binary_data_size is {size!r}, expected a number of bytes")
+    return size
+
+
+def _refuse_shared_memory(parameters: Parameters, where: str) -> None:
+    if "shared_memory_region" in parameters:
+        raise Unimplemented(f"{where}: shared memory is not supported; send the data in the body")
+
+
+def _flag(parameters: Parameters, name: str, default: bool, where: str) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"{where}: {name} is {value!r}, expected true or false")
+    return value

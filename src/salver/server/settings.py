@@ -1,0 +1,149 @@
+"""What a server is told: one struct, resolved by the caller from flags, environment, file and defaults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from salver.core.errors import InvalidArgument, UnknownName
+
+_MIB: Final = 1 << 20
+
+
+class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of one model; None takes the server's. See `ServeSettings` for the meaning.
+
+    Args:
+        source: what is served under this name; empty when it is among the server's sources.
+    """
+
+    source: str = ""
+    threads: int | None = None
+    lanes: int | None = None
+    max_batch: int | None = None
+    max_queue: int | None = None
+    default_timeout_s: float | None = None
+
+
+class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of a server.
+
+    Args:
+        sources: bundles, ONNX files, or folders laid out ``<name>/<version>/model.onnx``.
+        name: the model's name, where there is one source and it is a file.
+        http: address and port to listen on; port 0 takes a free one.
+        max_body_bytes, max_header_bytes: largest request body and header block.
+        max_connections: open connections; more are closed at once.
+        idle_timeout_s: a connection without traffic is closed after this time.
+        max_queue: requests that wait, per model.
+        max_queue_bytes: bytes of input that wait, per model.
+        default_timeout_s: deadline of a request that names none; 0 for no deadline.
+        max_batch: rows in one batch; 0 takes the bundle's hint, else 32.
+        lanes: batches of one model that run at the same time; 0 takes the bundle's hint, else 1.
+        threads: threads inside one run; 0 takes the bundle's hint, else 1.
+        drain_s: time for open requests after SIGTERM.
+        trusted_hosts: further values of the Host header that are accepted.
+        cors_origins: origins whose web pages may call.
+        log_level: of Python's logging.
+        models: settings of single models, by name.
+    """
+
+    sources: tuple[str, ...] = ()
+    name: str = ""
+    http: str = "127.0.0.1:8080"
+    max_body_bytes: int = 64 * _MIB
+    max_header_bytes: int = 64 << 10
+    max_connections: int = 10_000
+    idle_timeout_s: float = 75.0
+    max_queue: int = 1024
+    max_queue_bytes: int = 1024 * _MIB
+    default_timeout_s: float = 0.0
+    max_batch: int = 0
+    lanes: int = 0
+    threads: int = 0
+    drain_s: float = 30.0
+    trusted_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    log_level: str = "info"
+    models: dict[str, ModelSettings] = {}
+
+    def __post_init__(self) -> None:
+        _check_at_least("", self, _MINIMA)
+        for name, model in self.models.items():
+            _check_at_least(f"models.{name}.", model, _MINIMA)
+        if self.log_level not in LOG_LEVELS:
+            raise UnknownName("log level", self.log_level, LOG_LEVELS)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> ServeSettings:
+        """Read plain data, as a configuration file or keyword arguments give it.
+
+        Raises:
+            UnknownName: a setting that does not exist; the nearest valid one is offered.
+            InvalidArgument: a value of the wrong type or out of range, by name.
+        """
+        for name in data:
+            if name not in cls.__struct_fields__:
+                raise UnknownName("setting of serve", name, cls.__struct_fields__)
+        try:
+            return msgspec.convert(dict(data), cls)
+        except msgspec.ValidationError as error:
+            raise InvalidArgument(f"serve: {error}") from None
+
+    def for_model(self, name: str, hints: Mapping[str, Any]) -> RunSettings:
+        """The settings of one model: its own, else the server's, else the bundle's hints, else the default."""
+        own = self.models.get(name, ModelSettings())
+
+        def pick(key: str, default: int) -> int:
+            for value in (getattr(own, key), getattr(self, key), hints.get(key.removeprefix("max_"))):
+                if isinstance(value, int) and value > 0:
+                    return value
+            return default
+
+        timeout_s = self.default_timeout_s if own.default_timeout_s is None else own.default_timeout_s
+        return RunSettings(
+            threads=pick("threads", 1),
+            lanes=pick("lanes", 1),
+            max_batch=pick("max_batch", 32),
+            max_queue=self.max_queue if own.max_queue is None else own.max_queue,
+            max_queue_bytes=self.max_queue_bytes,
+            default_timeout_s=timeout_s,
+        )
+
+
+class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How one model is run: `ServeSettings.for_model`, nothing left open."""
+
+    threads: int = 1
+    lanes: int = 1
+    max_batch: int = 32
+    max_queue: int = 1024
+    max_queue_bytes: int = 1024 * _MIB
+    default_timeout_s: float = 0.0
+
+
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+_MINIMA: Final = {
+    "max_body_bytes": 1,
+    "max_header_bytes": 256,
+    "max_connections": 1,
+    "idle_timeout_s": 0.1,
+    "max_queue": 1,
+    "max_queue_bytes": 1,
+    "default_timeout_s": 0,
+    "max_batch": 0,
+    "lanes": 0,
+    "threads": 0,
+    "drain_s": 0,
+}
+
+
+def _check_at_least(prefix: str, settings: msgspec.Struct, minima: Mapping[str, float]) -> None:
+    for name, least in minima.items():
+        value = getattr(settings, name, None)
+        if value is not None and not (value >= least and math.isfinite(value)):
+            raise InvalidArgument(f"{prefix}{name}: got {value}, expected {least} or more")

@@ -1,0 +1,70 @@
+"""The comparison behind the certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from salver.builder.importers.parity import certify
+from salver.builder.importers.probes import Probe
+from salver.core.errors import ParityFailed
+from salver.core.tensors import TensorSpec
+
+X = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
+
+
+def compared(change: Callable[[dict[str, Any]], dict[str, Any]], *, sizes: tuple[int, ...] = (1, 7, 20)) -> Any:
+    def original(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        p = inputs["x"]
+        return {"p": p, "label": p.argmax(axis=1), "name": np.array([f"c{i}" for i in p.argmax(axis=1)], dtype=object)}
+
+    specs = [
+        TensorSpec(name="p", datatype="FP32", shape=("batch", 3)),
+        TensorSpec(name="label", datatype="INT64", shape=("batch",)),
+        TensorSpec(name="name", datatype="BYTES", shape=("batch",)),
+    ]
+    probe = Probe({"x": X}, len(X), "data")
+    return certify(
+        original,
+        lambda inputs: change(dict(original(inputs))),
+        probe,
+        sizes,
+        described="test",
+        specs=specs,
+        tolerance=1e-4,
+    )
+
+
+def test_equal_outputs_agree_in_everything() -> None:
+    outputs = compared(lambda o: o).outputs
+    assert [(o.max_abs, o.label_agreement) for o in outputs] == [(0.0, 1.0)] * 3
+
+
+def test_the_worst_row_is_named_with_both_values() -> None:
+    def change(outputs: dict[str, Any]) -> dict[str, Any]:
+        p = outputs["p"].copy()
+        p[len(p) - 1, 2] += 0.5
+        return {**outputs, "p": p}
+
+    with pytest.raises(ParityFailed, match=r"output 'p', input row 20, element 2: the original gives .*, the import"):
+        compared(change, sizes=(20,))
+
+
+def test_a_label_that_flips_is_refused_unless_the_scores_are_tied() -> None:
+    def change(outputs: dict[str, Any]) -> dict[str, Any]:
+        return {**outputs, "label": (outputs["label"] + 1) % 3}
+
+    with pytest.raises(ParityFailed, match="output 'label', input row 1.*they must be equal"):
+        compared(change)
+    X[:, 1:] = X[:, :1]
+    assert compared(change).outputs[1].label_agreement == 0.0
+
+
+def test_another_shape_and_nan_are_differences() -> None:
+    with pytest.raises(ParityFailed, match=r"gives shape \[20, 3\], the import \[20, 2\]"):
+        compared(lambda o: {**o, "p": o["p"][:, :2]}, sizes=(20,))
+    with pytest.raises(ParityFailed, match="the import nan"):
+        compared(lambda o: {**o, "p": np.full_like(o["p"], np.nan)})

@@ -1,0 +1,307 @@
+"""scikit-learn models, on the data sets that come with it and a set of real texts."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from salver.backends import open_session
+from salver.builder.importers import ImportOptions, load_model
+from salver.core.dataset import Dataset
+from salver.core.errors import (
+    CorruptArtifact,
+    FailedPrecondition,
+    InvalidArgument,
+    ParityFailed,
+    PermissionDenied,
+    Unimplemented,
+    UntrustedPickle,
+)
+from salver.datasets import bind, open_dataset
+from salver.testing.importers import ImporterConformance
+
+sklearn = pytest.importorskip("sklearn")
+joblib = pytest.importorskip("joblib")
+pd = pytest.importorskip("pandas")
+skops_io = pytest.importorskip("skops.io")
+
+from sklearn.cluster import KMeans  # noqa: E402  # after the check that it is installed
+from sklearn.compose import ColumnTransformer  # noqa: E402
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris  # noqa: E402
+from sklearn.decomposition import PCA  # noqa: E402
+from sklearn.ensemble import (  # noqa: E402
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    IsolationForest,
+    RandomForestClassifier,
+    RandomForestRegressor,
+    VotingClassifier,
+)
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer  # noqa: E402
+from sklearn.impute import SimpleImputer  # noqa: E402
+from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier  # noqa: E402
+from sklearn.naive_bayes import MultinomialNB  # noqa: E402
+from sklearn.neighbors import KNeighborsClassifier  # noqa: E402
+from sklearn.neural_network import MLPClassifier  # noqa: E402
+from sklearn.pipeline import make_pipeline, make_union  # noqa: E402
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler  # noqa: E402
+from sklearn.svm import SVC, LinearSVC  # noqa: E402
+
+SENTIMENT = Path(__file__).parents[2] / "data" / "sentiment.jsonl.gz"
+IRIS_NAMES = np.array(["setosa", "versicolor", "virginica"])
+
+
+def texts() -> tuple[list[str], list[str]]:
+    batch = next(iter(open_dataset(SENTIMENT).batches(2000)))
+    assert batch.labels is not None
+    return batch.inputs["text"].tolist(), ["positive" if v else "negative" for v in batch.labels]
+
+
+@pytest.fixture(scope="module")
+def text_pipeline() -> Any:
+    x, y = texts()
+    return make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression()).fit(x, y)
+
+
+class TestSklearn(ImporterConformance):
+    importer_name = "sklearn"
+    suffix = ".skops"
+    options = ImportOptions(trust_pickle=True)
+
+    @pytest.fixture(params=["estimator", ".skops", ".pkl", ".joblib"])
+    def source(self, request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+        x, y = load_digits(return_X_y=True)
+        estimator = make_pipeline(StandardScaler(), LogisticRegression(max_iter=50, tol=0.1)).fit(x, y)
+        path = tmp_path / f"model{request.param}"
+        if request.param == ".skops":
+            skops_io.dump(estimator, path)
+        elif request.param == ".pkl":
+            path.write_bytes(pickle.dumps(estimator))
+        elif request.param == ".joblib":
+            joblib.dump(estimator, path)
+        return estimator if request.param == "estimator" else path
+
+    @pytest.fixture
+    def data(self) -> Dataset:
+        x, y = load_digits(return_X_y=True)
+        return open_dataset((x[:100], y[:100]))
+
+
+CLASSIFIERS = [
+    make_pipeline(StandardScaler(), LogisticRegression()),
+    make_pipeline(StandardScaler(), RandomForestClassifier(10, random_state=0)),
+    make_pipeline(StandardScaler(), GradientBoostingClassifier(n_estimators=5)),
+    make_pipeline(StandardScaler(), MLPClassifier((8,), max_iter=200, tol=1e-2)),
+    make_pipeline(StandardScaler(), VotingClassifier([("a", LogisticRegression()), ("b", LinearSVC())])),
+    VotingClassifier([("a", LogisticRegression(max_iter=5000))], voting="soft"),
+    HistGradientBoostingClassifier(max_iter=5),
+]
+
+
+@pytest.mark.parametrize("estimator", CLASSIFIERS[:4] + CLASSIFIERS[5:], ids=lambda e: str(e)[:60])
+@pytest.mark.parametrize("names", [None, IRIS_NAMES])
+def test_classifiers_give_label_and_probabilities(tmp_path: Path, estimator: Any, names: Any) -> None:
+    x, y = load_iris(return_X_y=True)
+    y = y if names is None else names[y]
+    imported = load_model(estimator.fit(x, y), data=(x, y), workdir=tmp_path)
+    signature = imported.model.signature
+    assert signature.output_names == ("label", "probabilities")
+    assert signature.output("probabilities").labels == (() if names is None else tuple(names))
+    with open_session(imported.model) as session:
+        got = session.run(next(iter(bind(open_dataset((x, y)), signature).batches(150))).inputs)
+    assert (got["label"] == estimator.predict(x)).mean() == 1.0
+
+
+@pytest.mark.parametrize("estimator", [LinearSVC(), SVC(), RidgeClassifier()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("data", [load_iris, load_breast_cancer], ids=["three classes", "two classes"])
+def test_classifiers_without_probabilities_give_scores(tmp_path: Path, estimator: Any, data: Any) -> None:
+    x, y = data(return_X_y=True)
+    imported = load_model(make_pipeline(StandardScaler(), estimator).fit(x, y), data=(x, y), workdir=tmp_path)
+    scores = imported.model.signature.output("scores")
+    assert scores.shape == ("batch", len(set(y)))
+
+
+def test_a_tree_behind_a_scaler_is_imported_in_the_precision_it_needs(tmp_path: Path) -> None:
+    x, y = load_breast_cancer(return_X_y=True)
+    for estimator in (HistGradientBoostingClassifier(max_iter=20), RandomForestClassifier(20, random_state=2)):
+        imported = load_model(make_pipeline(StandardScaler(), estimator).fit(x, y), data=(x, y), workdir=tmp_path)
+        assert imported.model.signature.inputs[0].datatype == "FP64"
+        assert "numbers are taken as FP64: with FP32 output 'probabilities'" in imported.model.notes[0]
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [LinearRegression(), RandomForestRegressor(5), HistGradientBoostingRegressor(max_iter=5)],
+    ids=lambda e: type(e).__name__,
+)
+def test_regressors_give_a_prediction(tmp_path: Path, estimator: Any) -> None:
+    x, y = load_diabetes(return_X_y=True)
+    imported = load_model(estimator.fit(x, y), data=(x, y), workdir=tmp_path)
+    assert [(o.name, o.shape) for o in imported.model.signature.outputs] == [("prediction", ("batch", 1))]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "outputs"),
+    [
+        (KMeans(3, n_init=1), ("label", "distances")),
+        (IsolationForest(5), ("label", "scores")),
+        (PCA(2), ("transformed",)),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_clusterers_detectors_and_transformers(tmp_path: Path, estimator: Any, outputs: tuple[str, ...]) -> None:
+    x, _ = load_iris(return_X_y=True)
+    imported = load_model(estimator.fit(x), data={"x": x}, workdir=tmp_path)
+    assert imported.model.signature.output_names == outputs
+
+
+# --- text
+
+
+def test_a_text_pipeline_takes_strings_and_answers_class_names(tmp_path: Path, text_pipeline: Any) -> None:
+    imported = load_model(text_pipeline, data=SENTIMENT, workdir=tmp_path)
+    signature = imported.model.signature
+    assert [(s.name, s.datatype, s.shape) for s in signature.inputs] == [("text", "BYTES", ("batch",))]
+    assert signature.output("probabilities").labels == ("negative", "positive")
+    x, _ = texts()
+    with open_session(imported.model) as session:
+        got = session.run({"text": np.array(x, dtype=object)})["label"]
+    assert (got == text_pipeline.predict(x)).mean() == 1.0
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        make_pipeline(CountVectorizer(), MultinomialNB()),
+        make_pipeline(TfidfVectorizer(stop_words="english"), LinearSVC()),
+        make_pipeline(make_union(TfidfVectorizer(), CountVectorizer(ngram_range=(2, 2))), LogisticRegression()),
+    ],
+    ids=["counts", "stop words", "union"],
+)
+def test_other_text_pipelines(tmp_path: Path, pipeline: Any) -> None:
+    x, y = texts()
+    assert load_model(pipeline.fit(x, y), data=SENTIMENT, workdir=tmp_path).parity.examples == 256
+
+
+def test_a_text_step_that_the_converter_gets_wrong_is_caught(tmp_path: Path) -> None:
+    x, y = texts()
+    pipeline = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), stop_words="english"), LogisticRegression()).fit(x, y)
+    with pytest.raises(ParityFailed, match="output 'probabilities', input row"):
+        load_model(pipeline, data=SENTIMENT, workdir=tmp_path)
+
+
+# --- tables
+
+
+def table() -> tuple[Any, Any]:
+    x, y = load_iris(return_X_y=True)
+    colors = np.array(["red", "green", "blue"])[np.arange(150) % 3]
+    frame = {"length": x[:, 0], "width": x[:, 1], "color": colors, "count": np.arange(150) % 5, "unused": x[:, 3]}
+    return pd.DataFrame(frame), IRIS_NAMES[y]
+
+
+def table_pipeline() -> Any:
+    numbers = make_pipeline(SimpleImputer(), StandardScaler())
+    steps = [
+        ("numbers", numbers, ["length", "width"]),
+        ("words", OneHotEncoder(handle_unknown="ignore"), ["color"]),
+        ("rest", "passthrough", ["count"]),
+    ]
+    return make_pipeline(ColumnTransformer(steps), LogisticRegression(max_iter=1000))
+
+
+@pytest.mark.parametrize("with_data", [True, False])
+def test_a_column_transformer_takes_one_input_per_column(tmp_path: Path, with_data: bool) -> None:
+    frame, y = table()
+    data = {name: frame[name].to_numpy() for name in frame} if with_data else None
+    imported = load_model(table_pipeline().fit(frame, y), data=data, workdir=tmp_path)
+    assert {s.name: s.datatype for s in imported.model.signature.inputs} == {
+        "length": "FP32",
+        "width": "FP32",
+        "color": "BYTES",
+        "count": "FP32",
+    }
+
+
+def test_columns_in_another_order_than_the_models_are_refused(tmp_path: Path) -> None:
+    frame, y = table()
+    model = LogisticRegression(max_iter=1000).fit(frame[["length", "width", "count"]], y)
+    data = {name: frame[name].to_numpy() for name in ("width", "length", "count")}
+    with pytest.raises(InvalidArgument, match="column 1 is 'width', the model was fitted with 'length' there"):
+        load_model(model, data=data, workdir=tmp_path)
+    data = {name: frame[name].to_numpy() for name in ("length", "width", "count")}
+    assert load_model(model, data=data, workdir=tmp_path).model.signature.inputs[0].shape == ("batch", 3)
+
+
+# --- what is refused
+
+
+class Bomb:
+    """A pickle that would write a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".pickle", ".joblib"])
+def test_a_pickle_is_not_touched_without_trust(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"m{suffix}"
+    path.write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+    with pytest.raises(UntrustedPickle, match="trust_pickle"):
+        load_model(path, workdir=tmp_path)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(InvalidArgument, match="holds a NoneType, expected a scikit-learn estimator"):
+        load_model(path, workdir=tmp_path, trust_pickle=True)
+    assert (tmp_path / "ran").exists()
+
+
+def test_skops_types_that_are_not_known_to_be_safe_are_listed(tmp_path: Path) -> None:
+    path = tmp_path / "m.skops"
+    skops_io.dump(make_pipeline(FunctionTransformer(texts), LogisticRegression()), path)
+    with pytest.raises(PermissionDenied, match=r"texts.*--trust-pickle"):
+        load_model(path, workdir=tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".joblib", ".skops"])
+@pytest.mark.parametrize("content", [b"", b"rubbish"])
+def test_damaged_files_are_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"m{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(CorruptArtifact, match=f"m{suffix}"):
+        load_model(path, workdir=tmp_path, trust_pickle=True)
+
+
+def test_an_estimator_that_is_not_fitted_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="not fitted; call fit"):
+        load_model(LogisticRegression(), workdir=tmp_path)
+
+
+def test_a_step_without_a_converter_is_named(tmp_path: Path) -> None:
+    x, y = load_iris(return_X_y=True)
+    pipeline = make_pipeline(FunctionTransformer(np.log1p), LogisticRegression(max_iter=1000)).fit(x, y)
+    with pytest.raises(Unimplemented, match="skl2onnx .* cannot convert|has no converter"):
+        load_model(pipeline, workdir=tmp_path)
+
+
+def test_neighbours_whose_ties_break_otherwise_are_caught(tmp_path: Path) -> None:
+    x, y = load_iris(return_X_y=True)
+    with pytest.raises(ParityFailed, match="with FP32: output 'probabilities'.*With FP64"):
+        load_model(KNeighborsClassifier().fit(x, y), data=(x, y), workdir=tmp_path)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_data_that_the_model_cannot_take_are_refused(tmp_path: Path, text_pipeline: Any) -> None:
+    with pytest.raises(InvalidArgument, match="got datatype FP64, expected BYTES"):
+        load_model(text_pipeline, data={"text": np.zeros(3)}, workdir=tmp_path)
+    x, y = load_iris(return_X_y=True)
+    broken = LogisticRegression(max_iter=1000).fit(x, y)
+    with pytest.raises((FailedPrecondition, ParityFailed)):
+        load_model(broken, data={"x": np.full((4, 4), np.nan)}, workdir=tmp_path)

@@ -1,0 +1,21 @@
+"""Settings of the whole suite."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import settings
+
+# Hypothesis must not fail a test because the machine was busy, and must give the same result twice.
+settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("explore", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables of whoever runs the suite must not reach the tests."""
+    for name in list(os.environ):
+        if name.startswith("SALVER_"):
+            monkeypatch.delenv(name)
