@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml README.md LICENSE $(shell find src -type f -not -path '*/__pycache__/*')
 LINTED := src tests examples benchmarks docs
 # The newest interpreter that works and can make a virtual environment.
-FIND_PYTHON := for p in $(PYTHON) python3.13 python3.12 python3.11 python3; do \
+FIND_PYTHON := for p in $(or $(PYTHON),python3.13 python3.12 python3.11 python3); do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
 
 help:

@@ -23,9 +23,10 @@ import numpy as np
 from salver.core.tensors import Signature, TensorSpec
 from salver.server.engine.base import Engine, InferRequest, ServedModel, Timing
 from salver.server.frontends import FRONTENDS, Services
-from salver.server.frontends.http._connection import Connection, Limits
+from salver.server.frontends.http._connection import Connection
 from salver.server.frontends.http.guard import Guard
 from salver.server.frontends.http.router import Router
+from salver.server.frontends.http.shared import Limits
 from salver.server.frontends.oip.codec import ModelCodec
 from salver.server.monitoring.metrics import Metrics
 from salver.server.settings import ServeSettings
@@ -161,8 +162,8 @@ class Host:
         self.date_line = b"date: Thu, 01 Jan 2026 00:00:00 GMT\r\n"
         self.time = time.monotonic
 
-    def opened(self, connection: Connection) -> bool:
-        return True
+    def opened(self, connection: Connection) -> int:
+        return 0
 
     def closed(self, connection: Connection) -> None: ...
 

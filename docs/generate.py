@@ -121,6 +121,8 @@ def configuration_page() -> str:
 def index_page() -> str:
     """The way to every page: those about the whole by hand, those in folders by their titles."""
     lines = INDEX.format(mark=MARK).splitlines()
+    others = [page for page in sorted(HERE.glob("*.md")) if page.name not in PAGES]
+    lines += [f"- [{title_of(page)}]({page.name})" for page in others]
     for folder in sorted(path for path in HERE.iterdir() if path.is_dir()):
         pages = sorted(folder.glob("*.md"))
         if pages:

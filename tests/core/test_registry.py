@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+
 import pytest
 
 from salver.core.errors import DuplicateName, Internal, UnknownName

@@ -48,9 +48,7 @@ def write(folder: Path, name: str, nodes, inputs, outputs, weights=()) -> None:
         [helper.make_tensor_value_info(n, k, s) for n, k, s in outputs],
         [onnx.numpy_helper.from_array(array, n) for n, array in weights],
     )
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path / "model.onnx"
-    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path / "model.onnx")
 
 
 @pytest.fixture(scope="module")

@@ -64,21 +64,43 @@ def make_latency(speedup: float, batch: int = 1) -> Latency:
     p50 = base / speedup
     interval = Interval(low=speedup * 0.985, high=speedup * 1.014)
     return Latency(
-        threads=1, batch=batch, runs=240, p50_ms=p50, p95_ms=p50 * 1.06, p99_ms=p50 * 1.21, cpu_ms=p50 * 1.003,
-        baseline_p50_ms=base, baseline_cpu_ms=base * 1.003, speedup=speedup, speedup_ci=interval,
-    )  # fmt: skip
+        threads=1,
+        batch=batch,
+        runs=240,
+        p50_ms=p50,
+        p95_ms=p50 * 1.06,
+        p99_ms=p50 * 1.21,
+        cpu_ms=p50 * 1.003,
+        baseline_p50_ms=base,
+        baseline_cpu_ms=base * 1.003,
+        speedup=speedup,
+        speedup_ci=interval,
+    )
 
 
 def make_candidate(
-    name: str, lost: int, won: int, speedup: float, smaller: float, *, origin: str = "preset",
-    verdict: Verdict | None = None, role: str = "certify", on_front: bool = False, merges: bool = True,
-) -> CandidateRecord:  # fmt: skip
+    name: str,
+    lost: int,
+    won: int,
+    speedup: float,
+    smaller: float,
+    *,
+    origin: str = "preset",
+    verdict: Verdict | None = None,
+    role: str = "certify",
+    on_front: bool = False,
+    merges: bool = True,
+) -> CandidateRecord:
     quality = make_quality(lost, won, role)
     invariance = Invariance(
-        batch_sizes=(2, 8, 32), max_abs=2e-7 if merges else 0.31, max_rel=1e-7 if merges else 0.2,
-        label_flips=0 if merges else 3, rows=64, invariant=merges,
+        batch_sizes=(2, 8, 32),
+        max_abs=2e-7 if merges else 0.31,
+        max_rel=1e-7 if merges else 0.2,
+        label_flips=0 if merges else 3,
+        rows=64,
+        invariant=merges,
         reason="" if merges else "batch-mates change its answers: by up to 0.2 of 1 + |value| at batch 32",
-    )  # fmt: skip
+    )
     evaluation = Evaluation(
         certify=(quality,) if role == "certify" else (),
         steer=(make_quality(lost, won, "steer", 402),),
@@ -119,7 +141,9 @@ def record() -> BuildRecord:
     )
     candidates = (
         original,
-        make_candidate("int8-dynamic default", 3, 2, 0.212, 3.71, origin="runtime-default", verdict=slower, merges=False),
+        make_candidate(
+            "int8-dynamic default", 3, 2, 0.212, 3.71, origin="runtime-default", verdict=slower, merges=False
+        ),
         make_candidate("int8-static default", 287, 1, 2.31, 3.66, origin="runtime-default"),
         make_candidate("graph ort-all", 0, 0, 1.07, 1.0, on_front=True),
         make_candidate("fp16", 0, 0, 0.62, 1.99, verdict=slower),
@@ -128,25 +152,42 @@ def record() -> BuildRecord:
         make_candidate("int8-static conv+matmul minmax, 2 layers kept", 2, 2, 1.91, 3.31, origin="refined"),
         make_candidate("prune 50% + int8-static", 14, 3, 2.05, 3.70, role="steer", verdict=skipped),
         CandidateRecord(
-            name="weights-int4", recipe=({"pass": "weights-int4", "config": {}},), origin="preset",
+            name="weights-int4",
+            recipe=({"pass": "weights-int4", "config": {}},),
+            origin="preset",
             verdict=Verdict(outcome="not-applicable", reason="no MatMul has a constant weight of 2 dimensions"),
         ),
         CandidateRecord(
-            name="int8-static entropy", recipe=({"pass": "int8-static", "config": {"method": "entropy"}},), origin="preset",
-            verdict=Verdict(outcome="failed", reason="ran out of memory: over the 4 GB a trial may use"), seconds=31.0,
+            name="int8-static entropy",
+            recipe=({"pass": "int8-static", "config": {"method": "entropy"}},),
+            origin="preset",
+            verdict=Verdict(outcome="failed", reason="ran out of memory: over the 4 GB a trial may use"),
+            seconds=31.0,
         ),
-    )  # fmt: skip
+    )
     return BuildRecord(
-        settings={"metric": "accuracy", "margin": MARGIN, "objective": "latency", "threads": 1, "batch": 1, "budget_s": 600.0},
+        settings={
+            "metric": "accuracy",
+            "margin": MARGIN,
+            "objective": "latency",
+            "threads": 1,
+            "batch": 1,
+            "budget_s": 600.0,
+        },
         splits={"calibrate": 200, "steer": 402, "certify": 804},
         candidates=candidates,
         chosen="int8-static conv+matmul minmax",
         why=("Of 3 accepted candidates it is the fastest at batch 1 on one thread.", "It is 3.69 times smaller."),
         hints={"threads": 1, "batch": 16, "merge": True},
         host=Host(
-            cpu="AMD EPYC 9R14", features=("avx2", "fma", "avx512f", "avx512_vnni"), cores=2, memory_bytes=8_200_000_000,
-            os="Linux 6.1 x86_64", python="3.11.7", fingerprint="sha256:" + "4f" * 32,
+            cpu="AMD EPYC 9R14",
+            features=("avx2", "fma", "avx512f", "avx512_vnni"),
+            cores=2,
+            memory_bytes=8_200_000_000,
+            os="Linux 6.1 x86_64",
+            python="3.11.7",
+            fingerprint="sha256:" + "4f" * 32,
         ),
         tools={"onnxruntime": "1.23.0", "numpy": "2.1.0", "onnx": "1.19.0"},
         seconds=214.0,
-    )  # fmt: skip
+    )

@@ -12,13 +12,16 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from salver.backends import open_session
 from salver.core.errors import CorruptArtifact, FailedPrecondition, InvalidArgument, NotFound, SalverError, Unavailable
@@ -169,10 +172,17 @@ def test_a_taken_address_is_a_typed_error(digits: Model) -> None:
             start(digits.path, http=f"127.0.0.1:{port}")
 
 
-def test_stop_during_start_and_twice_does_no_harm(digits: Model) -> None:
+def test_a_second_stop_does_no_harm(digits: Model) -> None:
     server = start(digits.path)
     server.stop()
     server.stop()
+
+
+def test_a_stop_while_loading_ends_the_start(digits: Model) -> None:
+    server = Server(ServeSettings(sources=(str(digits.path),), http="127.0.0.1:0"))
+    server.request_stop()
+    with pytest.raises(Unavailable, match="stopped before its models were loaded"):
+        server.start()
 
 
 def test_serve_refuses_unknown_settings(digits: Model) -> None:
@@ -245,3 +255,48 @@ def test_the_process_fails_when_nothing_can_be_served(wrong_bundle: Path) -> Non
         assert failed.url == ""
         assert failed.popen.wait(60) == 1
         assert "golden requests failed on this machine" in "".join(failed.lines)
+
+
+def test_a_run_that_outlives_the_drain_does_not_keep_the_process(tmp_path: Path) -> None:
+    with contextlib.closing(Process(make_endless(tmp_path / "endless.onnx"), drain_s=0.2)) as made:
+        tensors = [
+            {"name": "x", "shape": [1, 256], "datatype": "FP32", "data": [1.0] * 256},
+            {"name": "times", "shape": [], "datatype": "INT64", "data": [10_000_000]},
+        ]
+        host = made.url.removeprefix("http://")
+        with contextlib.closing(HTTPConnection(host, timeout=30)) as connection:
+            body = json.dumps({"inputs": tensors})
+            connection.request("POST", "/v2/models/endless/infer", body, {"content-type": "application/json"})
+            while 'salver_running_batches{model="endless",version="1"} 1.0' not in ask(made.url, "/metrics")[1]:
+                time.sleep(0.01)
+            assert made.end() == 1
+    assert "a run outlived the drain" in "".join(made.lines)
+
+
+def make_endless(path: Path) -> Path:
+    """A network that multiplies as often as it is told."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("MatMul", ["v", "w"], ["product"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v", TensorProto.FLOAT, [1, 256]),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("product", TensorProto.FLOAT, [1, 256]),
+        ],
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["times", "", "x"], ["y"], body=body)],
+        "endless",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 256]),
+            helper.make_tensor_value_info("times", TensorProto.INT64, []),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 256])],
+        [numpy_helper.from_array(np.eye(256, dtype=np.float32), "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import platform
 import re
 import shutil
 import tempfile
@@ -45,6 +46,7 @@ _DATATYPES: Final = {
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }
+_CPUINFO: Final = Path("/proc/cpuinfo")
 _BFLOAT16: Final = 16  # onnx.TensorProto.BFLOAT16
 # Fastest first. Providers that need credentials or a network are never chosen.
 _PROVIDERS: Final = {
@@ -92,11 +94,13 @@ class OnnxRuntimeBackend(Backend):
         settings.enable_cpu_mem_arena = options.arena
         settings.log_severity_level = 4
         settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
-        # On x86 without VNNI, 8-bit products overflow 16 bits unless asked not to: answers would differ between hosts.
-        settings.add_session_config_entry("session.x64quantprecision", "1")
+        if _int8_overflows():
+            settings.add_session_config_entry("session.x64quantprecision", "1")
         if options.optimize == "none":
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         main = blobs[0]
+        if not main.path.is_file():
+            raise NotFound(f"no such model file: '{main.path}'")
         folder: tempfile.TemporaryDirectory[str] | None = None
         source: str | bytes
         if len(blobs) == 1:
@@ -106,8 +110,6 @@ class OnnxRuntimeBackend(Backend):
         else:
             folder = _lay_out(blobs)
             source = str(Path(folder.name) / main.name)
-        if main.path.is_file() is False:
-            raise NotFound(f"no such model file: '{main.path}'")
         try:
             session = ort.InferenceSession(source, settings, providers=self._choose(options.provider))
         except _ORT_ERRORS as error:
@@ -160,6 +162,8 @@ class OnnxRuntimeSession(Session):
         # numpy has no bfloat16: bit patterns go in and come out through OrtValue.
         feed = {}
         for spec in self._signature.inputs:
+            if spec.name not in inputs:
+                raise InvalidArgument(f"the model refused its inputs: input '{spec.name}' is missing")
             array = np.ascontiguousarray(inputs[spec.name])
             feed[spec.name] = (
                 ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _BFLOAT16)
@@ -176,6 +180,16 @@ class OnnxRuntimeSession(Session):
         if handle is not None and handle.folder is not None:
             handle.folder.cleanup()  # what is mapped stays mapped until the runtime lets go of it
         self._run = None
+
+
+@functools.cache
+def _int8_overflows() -> bool:
+    """Whether the fast 8-bit kernels overflow 16-bit sums here: x86 without VNNI. The exact kernels are then asked for, so
+    that answers do not differ between hosts; where VNNI is, they would only be slower."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or not _CPUINFO.exists():
+        return False
+    flags = next((line for line in _CPUINFO.read_text().splitlines() if line.startswith("flags")), "").split()
+    return not {"avx512_vnni", "avx_vnni"}.intersection(flags)
 
 
 def _to_numpy(value: ort.OrtValue) -> Array:

@@ -67,7 +67,7 @@ class BuildProgress:
 
 
 def describe_candidate(record: CandidateRecord) -> str:
-    """One line about a candidate, in rich's markup. While the search runs nothing is certified yet, and that is no verdict."""
+    """One line about a candidate, in rich's markup. While the search runs nothing is certified, which is no verdict."""
     figures = []
     quality, latency = words.quality_of(record), words.asked_latency(record)
     if latency is not None:

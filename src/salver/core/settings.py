@@ -34,7 +34,7 @@ _SOURCE: Final = Option(
     kind="path",
     verbs=(),
     example="digits.salver",
-    help="The bundle or model that is served under this name",
+    help="What is served under this name",
 )
 
 

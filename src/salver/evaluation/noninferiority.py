@@ -256,11 +256,12 @@ def examples_needed(quality: Quality, allowed: float, level: float) -> int:
     if quality.discordant < 0:
         half_width = quality.drop_upper - quality.drop
         return math.ceil(n * (z / -normal_quantile(ALPHA) * half_width / room) ** 2)
+    if quality.discordant == 0:
+        return math.ceil(math.log(level) / math.log1p(-min(allowed, _LARGEST_MARGIN)))
     b = (quality.discordant / n + quality.drop) / 2.0
     c = b - quality.drop
-    unseen = math.log(level) / math.log1p(-min(allowed, _LARGEST_MARGIN))
     per_example = float(tango_z(b, c, 1.0, allowed))  # grows with the square root of the number of examples
-    return math.ceil(max(unseen, (z / per_example) ** 2))
+    return math.ceil((z / per_example) ** 2)
 
 
 def format_amount(quality: Quality, amount: float) -> str:

@@ -116,8 +116,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """All that was measured of one candidate.
 
     Args:
-        steer, certify: quality on the examples that guide the search, and on those that certify; the first entry of each
-            is the metric the gate is on.
+        steer, certify: quality on the examples that guide the search, and on those that certify; the first entry of
+            each is the metric the gate is on.
         latency: the batch and threads asked for first, then the throughput batch.
         size_bytes, baseline_size_bytes: of the model blobs.
         peak_memory_bytes: growth of the process' resident memory from before loading to its peak while running.
@@ -150,8 +150,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What was decided of a candidate.
 
     Args:
-        outcome: ``accepted``; ``rejected`` because worse, slower, larger or not finite; ``undecided``: too few examples;
-            ``failed``: crashed, hung or ran out of memory; ``not-applicable``: a pass had nothing to do;
+        outcome: ``accepted``; ``rejected`` because worse, slower, larger or not finite; ``undecided``: too few
+            examples; ``failed``: crashed, hung or ran out of memory; ``not-applicable``: a pass had nothing to do;
             ``not-certified``: measured, but not among the finalists.
         reason: one sentence.
         gate: the limit that decided: ``quality``, ``speed``, ``size``, ``finite``, or empty.

@@ -9,8 +9,10 @@ STYLE: Final = """
 --good:#12805c;--good-bg:#e2f4ec;
 --bad:#b3362b;--bad-bg:#fbe9e7;--wait:#9a6700;--wait-bg:#fbf0d5;--idle:#79808c;--idle-bg:#eeeeec;
 --brand:#8a5a1f;--brand-bg:#f6ecdc}
-@media (prefers-color-scheme:dark){:root{--bg:#14161a;--card:#1c1f25;--ink:#e8e6e1;--soft:#9aa1ad;--line:#31353d;--field:#191c21;
---good:#4cc596;--good-bg:#15362a;--bad:#f08a7e;--bad-bg:#41201c;--wait:#e2b04a;--wait-bg:#3b2e11;--idle:#8b92a0;--idle-bg:#292d34;
+@media (prefers-color-scheme:dark){:root{--bg:#14161a;--card:#1c1f25;--ink:#e8e6e1;--soft:#9aa1ad;--line:#31353d;
+--field:#191c21;
+--good:#4cc596; --good-bg:#15362a;
+--bad:#f08a7e;--bad-bg:#41201c;--wait:#e2b04a;--wait-bg:#3b2e11;--idle:#8b92a0;--idle-bg:#292d34;
 --brand:#dcae6d;--brand-bg:#372a17}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--ink);

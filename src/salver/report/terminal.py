@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.panel import Panel
@@ -38,11 +39,11 @@ def print_terminal(record: BuildRecord, console: Console | None = None) -> None:
 def candidate_table(record: BuildRecord) -> Table:
     """One row by candidate, with what was measured of it and its verdict."""
     metric = next((q.metric for c in record.candidates if (q := words.quality_of(c))), "quality")
-    table = Table(title="Candidates", title_justify="left", title_style="bold", pad_edge=False, header_style="dim")
+    table = Table(header_style="dim", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column("#", justify="right", style="dim")
-    table.add_column("candidate", overflow="fold", min_width=14)
+    table.add_column("candidate", overflow="fold", min_width=10)
     table.add_column("verdict", no_wrap=True)
-    for title in (f"{metric} drop", "speed-up", "p50", "size"):
+    for title in (f"{metric} drop", "speed-up", "p50", "smaller"):
         table.add_column(title, justify="right", no_wrap=True)
     for number, candidate in enumerate(record.candidates):
         word = words.verdict_word(record, candidate)
@@ -66,12 +67,12 @@ def _measurements(candidate: CandidateRecord) -> tuple[Text, Text, Text, Text]:
         if latency
         else Text(words.DASH),
         Text(words.show_ms(latency.p50_ms) if latency else words.DASH),
-        Text(words.show_size_ratio(smaller) if smaller else words.DASH),
+        Text(words.show_ratio(smaller) if smaller else words.DASH),
     )
 
 
 def _with_interval(value: str, interval: str) -> Text:
-    return Text.assemble(value, " ", (interval, "dim"))
+    return Text.assemble(value, "\n", (interval, "dim"))
 
 
 def _reasons(record: BuildRecord) -> Table:

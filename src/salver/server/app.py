@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, Self
 
-from salver.core.errors import FailedPrecondition, Internal, SalverError
+from salver.core.errors import FailedPrecondition, Internal, SalverError, Unavailable
 from salver.server._loop import new_event_loop
 from salver.server.engine.engine import RealTimeEngine, unready
 from salver.server.engine.loading import describe, load
@@ -50,6 +50,8 @@ class Server:
         self._loop: asyncio.AbstractEventLoop
         self._thread: threading.Thread | None = None
         self._stopping = asyncio.Event()
+        self.stuck = False
+        """Whether a run that cannot be interrupted outlived the drain."""
 
     @property
     def url(self) -> str:
@@ -96,6 +98,7 @@ class Server:
             self.settings.name,
             {name: model.source for name, model in self.settings.models.items() if model.source},
         )
+        self.engine.loading = True
         await self._http.start(self.engine, self.metrics, self.settings)
         stopping = asyncio.ensure_future(self._stopping.wait())
         loading = asyncio.ensure_future(self._load_all(entries))
@@ -103,13 +106,14 @@ class Server:
             await asyncio.wait((stopping, loading), return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
+                self.engine.loading = False
                 on_ready()
             await stopping
             await self._drain()
         finally:
             stopping.cancel()
             loading.cancel()
-            self.engine.close()
+            self.stuck = not self.engine.close()
             await self._http.drain(_CLOSE_S)
 
     def request_stop(self) -> None:
@@ -117,15 +121,17 @@ class Server:
         self._stopping.set()
 
     async def _load_all(self, entries: list[Entry]) -> None:
-        errors = [error for entry in entries if (error := await self._load(entry)) is not None]
+        models = [self.engine.add(entry.name, entry.version) if entry.name else None for entry in entries]
+        results = [await self._load(entry, model) for entry, model in zip(entries, models, strict=True)]
+        errors = [error for error in results if error is not None]
         if len(errors) == len(entries):
             if len(errors) == 1:
                 raise errors[0]
             raise FailedPrecondition("no model can be served: " + "; ".join(unready(self.engine.models())))
 
-    async def _load(self, entry: Entry) -> SalverError | None:
-        """Load one model; a failure is its state, its log line and the return value."""
-        model: LoadedModel | None = self.engine.add(entry.name, entry.version) if entry.name else None
+    async def _load(self, entry: Entry, model: LoadedModel | None) -> SalverError | None:
+        """Load one model, announcing it when its name is known; a failure is its state, its log line and the return
+        value."""
         try:
             bundle = await asyncio.to_thread(open_entry, entry)
             if model is None:
@@ -186,6 +192,9 @@ class Server:
             if started.done():
                 raise
             started.set_exception(error)
+        else:
+            if not started.done():
+                started.set_exception(Unavailable("the server was stopped before its models were loaded"))
         finally:
             _close_loop(self._loop)
 
@@ -193,7 +202,8 @@ class Server:
 def serve(
     *sources: str | os.PathLike[str], models: Mapping[str, Mapping[str, Any]] | None = None, **settings: Any
 ) -> None:
-    """Serve models until SIGTERM or SIGINT, then answer what is open and return.
+    """Serve models until SIGTERM or SIGINT, then answer what is open and return; where a run outlives the drain, the
+    process ends with exit code 1 instead.
 
         salver.serve("digits.salver", http="127.0.0.1:8080")
 
@@ -213,6 +223,10 @@ def serve(
         loop.run_until_complete(_serve(server))
     finally:
         _close_loop(loop)
+    if server.stuck:  # an orderly exit would end the thread inside the runtime's C++, which aborts the process
+        _LOG.error("a run outlived the drain; the process ends without waiting for it")
+        logging.shutdown()
+        os._exit(1)
 
 
 async def _serve(server: Server) -> None:

@@ -19,8 +19,8 @@ from salver.datasets import bind
 class ImporterConformance:
     """What every importer keeps.
 
-    A member's test sets `importer_name` and `suffix`, and has the fixtures ``source``, which is read with `options`, and
-    ``data``, examples for it (10 at least).
+    A member's test sets `importer_name` and `suffix`, and has the fixtures ``source``, which is read with `options`,
+    and ``data``, examples for it (10 at least).
     """
 
     importer_name: ClassVar[str]

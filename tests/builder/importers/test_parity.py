@@ -57,7 +57,7 @@ def test_a_label_that_flips_is_refused_unless_the_scores_are_tied() -> None:
     def change(outputs: dict[str, Any]) -> dict[str, Any]:
         return {**outputs, "label": (outputs["label"] + 1) % 3}
 
-    with pytest.raises(ParityFailed, match="output 'label', input row 1.*they must be equal"):
+    with pytest.raises(ParityFailed, match=r"output 'label', input row 1.*they must be equal"):
         compared(change)
     X[:, 1:] = X[:, :1]
     assert compared(change).outputs[1].label_agreement == 0.0

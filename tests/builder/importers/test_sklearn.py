@@ -28,6 +28,7 @@ sklearn = pytest.importorskip("sklearn")
 joblib = pytest.importorskip("joblib")
 pd = pytest.importorskip("pandas")
 skops_io = pytest.importorskip("skops.io")
+pytest.importorskip("skl2onnx")
 
 from sklearn.cluster import KMeans  # noqa: E402  # after the check that it is installed
 from sklearn.compose import ColumnTransformer  # noqa: E402
@@ -51,6 +52,9 @@ from sklearn.neural_network import MLPClassifier  # noqa: E402
 from sklearn.pipeline import make_pipeline, make_union  # noqa: E402
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler  # noqa: E402
 from sklearn.svm import SVC, LinearSVC  # noqa: E402
+
+from salver.builder.importers.sklearn_convert import convert  # noqa: E402
+from salver.builder.importers.sklearn_inputs import Column  # noqa: E402
 
 SENTIMENT = Path(__file__).parents[2] / "data" / "sentiment.jsonl.gz"
 IRIS_NAMES = np.array(["setosa", "versicolor", "virginica"])
@@ -128,10 +132,22 @@ def test_classifiers_without_probabilities_give_scores(tmp_path: Path, estimator
 
 def test_a_tree_behind_a_scaler_is_imported_in_the_precision_it_needs(tmp_path: Path) -> None:
     x, y = load_breast_cancer(return_X_y=True)
-    for estimator in (HistGradientBoostingClassifier(max_iter=20), RandomForestClassifier(20, random_state=2)):
-        imported = load_model(make_pipeline(StandardScaler(), estimator).fit(x, y), data=(x, y), workdir=tmp_path)
-        assert imported.model.signature.inputs[0].datatype == "FP64"
-        assert "numbers are taken as FP64: with FP32 output 'probabilities'" in imported.model.notes[0]
+    estimator = make_pipeline(StandardScaler(), HistGradientBoostingClassifier(max_iter=20)).fit(x, y)
+    imported = load_model(estimator, data=(x, y), workdir=tmp_path)
+    assert imported.model.signature.inputs[0].datatype == "FP64"
+    assert "numbers are taken as FP64: with FP32 output 'probabilities'" in imported.model.notes[0]
+
+
+@pytest.mark.parametrize("tree", [RandomForestClassifier(20), GradientBoostingClassifier(n_estimators=5)])
+def test_trees_taken_as_fp64_compare_as_scikit_learn_does(tmp_path: Path, tree: Any) -> None:
+    x, y = load_breast_cancer(return_X_y=True)
+    estimator = make_pipeline(StandardScaler(), tree).fit(x, y)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(convert(estimator, [Column("x", "FP64", (30,), "matrix")]).SerializeToString())
+    imported = load_model(path, workdir=tmp_path / "out")
+    with open_session(imported.model) as session:
+        got = session.run({"x": x})["probabilities"]
+    np.testing.assert_allclose(got, estimator.predict_proba(x), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +165,7 @@ def test_regressors_give_a_prediction(tmp_path: Path, estimator: Any) -> None:
     ("estimator", "outputs"),
     [
         (KMeans(3, n_init=1), ("label", "distances")),
-        (IsolationForest(5), ("label", "scores")),
+        (IsolationForest(n_estimators=5), ("label", "scores")),
         (PCA(2), ("transformed",)),
     ],
     ids=lambda e: type(e).__name__,
@@ -287,13 +303,13 @@ def test_an_estimator_that_is_not_fitted_is_refused(tmp_path: Path) -> None:
 def test_a_step_without_a_converter_is_named(tmp_path: Path) -> None:
     x, y = load_iris(return_X_y=True)
     pipeline = make_pipeline(FunctionTransformer(np.log1p), LogisticRegression(max_iter=1000)).fit(x, y)
-    with pytest.raises(Unimplemented, match="skl2onnx .* cannot convert|has no converter"):
+    with pytest.raises(Unimplemented, match=r"skl2onnx .* cannot convert|has no converter"):
         load_model(pipeline, workdir=tmp_path)
 
 
 def test_neighbours_whose_ties_break_otherwise_are_caught(tmp_path: Path) -> None:
     x, y = load_iris(return_X_y=True)
-    with pytest.raises(ParityFailed, match="with FP32: output 'probabilities'.*With FP64"):
+    with pytest.raises(ParityFailed, match=r"with FP32: output 'probabilities'.*With FP64"):
         load_model(KNeighborsClassifier().fit(x, y), data=(x, y), workdir=tmp_path)
     assert not (tmp_path / "model.onnx").exists()
 

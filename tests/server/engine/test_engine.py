@@ -26,6 +26,7 @@ from salver.core.model import Blob, Model
 from salver.core.tensors import Signature, TensorSpec
 from salver.server._loop import new_event_loop
 from salver.server.engine.base import InferRequest, Timing
+from salver.server.engine.cost import CostModel
 from salver.server.engine.engine import RealTimeEngine
 from salver.server.engine.served import LoadedModel
 from salver.server.monitoring.metrics import Metrics
@@ -399,6 +400,23 @@ def test_find_names_what_is_there(play: Any) -> None:
             ("m", "10", "READY"),
             ("broken", "1", "UNAVAILABLE"),
         ]
+
+    play(scenario)
+
+
+def test_a_version_that_becomes_ready_later_takes_over(play: Any) -> None:
+    async def scenario(engine: RealTimeEngine) -> None:
+        add_model(engine, FunctionSession(SIGNATURE, double), version="2")
+        late = engine.add("m", "10")
+        assert engine.find("m").version == "2"
+        assert not engine.ready
+        late.open(FunctionSession(SIGNATURE, double), RunSettings(), merge=True, cost=CostModel())
+        assert engine.find("m").version == "10"
+        assert engine.ready
+        engine.loading = True
+        assert not engine.ready
+        late.close()
+        assert engine.find("m").version == "2"
 
     play(scenario)
 

@@ -72,7 +72,7 @@ def write_linear(path: Path, seed: int = 1) -> Path:
 
 
 def write_pair(path: Path) -> Path:
-    """``total = a + b`` (FP32) and ``size`` (INT64) of ``a``'s row shape: two inputs, two outputs, a ragged dimension."""
+    """``total = a + b`` (FP32) and ``whole = a`` (INT64): two inputs, two outputs, a ragged dimension."""
     graph = helper.make_graph(
         [
             helper.make_node("Add", ["a", "b"], ["total"]),
@@ -129,45 +129,6 @@ def engine(models: list[SessionModel]) -> InlineEngine:
 @pytest.fixture
 def services(engine: InlineEngine) -> Services:
     return Services(engine, Metrics(engine.models), ServeSettings())
-
-
-class Running:
-    """A server in a thread."""
-
-    def __init__(self, server: HttpServer, loop: asyncio.AbstractEventLoop, metrics: Metrics) -> None:
-        self.server = server
-        self.loop = loop
-        self.metrics = metrics
-        self.address = server.address
-
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run a function on the server's loop."""
-
-        async def run() -> Any:
-            result = function(*args)
-            return await result if asyncio.iscoroutine(result) else result
-
-        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
-
-    def connect(self, timeout_s: float = 10) -> socket.socket:
-        return socket.create_connection(self.address, timeout=timeout_s)
-
-    def raw(self, data: bytes, timeout_s: float = 10) -> bytes:
-        """Send bytes on a new connection; all that comes back until the server closes."""
-        with self.connect(timeout_s) as sock:
-            sock.sendall(data)
-            return read_all(sock)
-
-    read_answer = staticmethod(lambda *args: read_answer(*args))
-    parse_answers = staticmethod(lambda *args: parse_answers(*args))
-
-    def ask(self, method: str, path: str, body: bytes = b"", **fields: str) -> Answer:
-        """One request on a connection of its own."""
-        lines = {"Host": "127.0.0.1", "Connection": "close", **{k.replace("_", "-"): v for k, v in fields.items()}}
-        if body or method == "POST":
-            lines.setdefault("Content-Length", str(len(body)))
-        head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items()) + "\r\n"
-        return parse_answers(self.raw(head.encode() + body), [method])[0]
 
 
 class Answer:
@@ -232,6 +193,45 @@ def _head(head: bytes) -> Answer:
     return Answer(int(status), fields, b"")
 
 
+class Running:
+    """A server in a thread."""
+
+    read_answer = staticmethod(read_answer)
+    parse_answers = staticmethod(parse_answers)
+
+    def __init__(self, server: HttpServer, loop: asyncio.AbstractEventLoop, metrics: Metrics) -> None:
+        self.server = server
+        self.loop = loop
+        self.metrics = metrics
+        self.address = server.address
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run a function on the server's loop."""
+
+        async def run() -> Any:
+            result = function(*args)
+            return await result if asyncio.iscoroutine(result) else result
+
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
+
+    def connect(self, timeout_s: float = 10) -> socket.socket:
+        return socket.create_connection(self.address, timeout=timeout_s)
+
+    def raw(self, data: bytes, timeout_s: float = 10) -> bytes:
+        """Send bytes on a new connection; all that comes back until the server closes."""
+        with self.connect(timeout_s) as sock:
+            sock.sendall(data)
+            return read_all(sock)
+
+    def ask(self, method: str, path: str, body: bytes = b"", **fields: str) -> Answer:
+        """One request on a connection of its own."""
+        lines = {"Host": "127.0.0.1", "Connection": "close", **{k.replace("_", "-"): v for k, v in fields.items()}}
+        if body or method == "POST":
+            lines.setdefault("Content-Length", str(len(body)))
+        head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items()) + "\r\n"
+        return parse_answers(self.raw(head.encode() + body), [method])[0]
+
+
 @contextlib.contextmanager
 def run_server(engine: Engine, **settings: Any) -> Iterator[Running]:
     metrics = Metrics(engine.models)
@@ -252,7 +252,8 @@ def run_server(engine: Engine, **settings: Any) -> Iterator[Running]:
 
     thread = threading.Thread(target=uvloop.run, args=(main(),))
     thread.start()
-    assert started.wait(10) and ready
+    assert started.wait(10)
+    assert ready
     try:
         yield Running(server, ready[0], metrics)
     finally:

@@ -142,8 +142,8 @@ class TestOipRest(FrontendConformance):
 
     def test_a_new_version_takes_over_a_path_that_was_used_before(self, services, models):
         from salver.server.frontends import FRONTENDS
-        from salver.server.frontends.http.router import Router
         from salver.server.frontends.http.exchange import Exchange
+        from salver.server.frontends.http.router import Router
         from salver.testing.frontends import Catcher, InlineEngine
 
         older, newer = [m for m in models if m.name == "linear"]

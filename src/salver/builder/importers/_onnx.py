@@ -27,7 +27,7 @@ from salver.builder.importers.parity import Run
 from salver.builder.importers.probes import Probe, fit_rows, from_data, limit_rows, synthetic
 from salver.core.dataset import Array, Dataset
 from salver.core.errors import CorruptArtifact, InvalidArgument, NotFound, ParityFailed, Unimplemented
-from salver.core.model import Step, digest_file
+from salver.core.model import Blob, Step, digest_file
 from salver.core.tensors import Signature
 
 
@@ -45,10 +45,16 @@ class OnnxImporter(Importer):
         return type(source).__name__ == "ModelProto" and type(source).__module__.partition(".")[0] == "onnx"
 
     def load(self, source: Any, workdir: Path, data: Dataset | None, options: ImportOptions) -> Imported:
-        if not isinstance(source, Path):
-            path = workdir / "source.onnx"
-            write_onnx(source, path)
-            source = path
+        if isinstance(source, Path):
+            return self._load(source, workdir, data, options)
+        path = workdir / "source.onnx"
+        write_onnx(source, path)
+        try:
+            return self._load(path, workdir, data, options)
+        finally:
+            path.unlink()
+
+    def _load(self, source: Path, workdir: Path, data: Dataset | None, options: ImportOptions) -> Imported:
         if not source.is_file():
             raise NotFound(f"no such model file: '{source}'")
         if source.resolve() == (workdir / "model.onnx").resolve():
@@ -58,7 +64,8 @@ class OnnxImporter(Importer):
         check_versions(model, source.name)
         check_operators(model, source.name)
         external = copy_external(files, workdir)
-        original, ir_note = open_original(model, source, external, workdir)
+        beside = tuple(Blob.of(path, location) for location, path in files.items())
+        original, ir_note = open_original(model, (Blob.of(source), *beside), external, workdir)
         check_model(model, source)
         classes = drop_zipmap(model)
         dropped = drop_weight_inputs(model)

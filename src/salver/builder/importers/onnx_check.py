@@ -68,9 +68,19 @@ def check_model(model: onnx.ModelProto, path: Path) -> None:
         CorruptArtifact: with the checker's reason.
     """
     try:
-        checker.check_model(str(path) if any(external_tensors(model)) else model)
+        checker.check_model(str(path) if any(external_tensors(model)) else _with_shapes(model))
     except _ERRORS as error:
         raise CorruptArtifact(f"'{path.name}' is not a valid ONNX model: {first_line(error)}") from None
+
+
+def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which inputs and outputs without a shape have one: the checker wants it, the runtime does not."""
+    shaped = onnx.ModelProto()
+    shaped.CopyFrom(model)
+    for value in (*shaped.graph.input, *shaped.graph.output):
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
+    return shaped
 
 
 def infer_shapes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:

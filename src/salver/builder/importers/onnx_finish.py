@@ -147,10 +147,13 @@ def _casting(run: Run, signature: Signature) -> Run:
     return cast_and_run
 
 
-def open_original(graph: onnx.ModelProto, path: Path, external: Sequence[Blob], workdir: Path) -> tuple[Run, str]:
+def open_original(
+    graph: onnx.ModelProto, blobs: tuple[Blob, ...], external: Sequence[Blob], workdir: Path
+) -> tuple[Run, str]:
     """Load the source file itself without the runtime's optimizations.
 
-    An IR version that is too new for the runtime is lowered in ``graph`` and the original is run so.
+    An IR version that is too new for the runtime is lowered in ``graph`` and the original is run so, with the external
+    data that lie in ``workdir``.
 
     Returns:
         A function that runs it, and a note when the IR version was lowered.
@@ -161,7 +164,7 @@ def open_original(graph: onnx.ModelProto, path: Path, external: Sequence[Blob], 
     """
     outputs = tuple(TensorSpec(name=o.name, datatype="FP32", shape=("...",)) for o in graph.graph.output)
     signature = Signature(inputs=(), outputs=outputs)
-    model = Model(format="onnx", signature=signature, blobs=(Blob.of(path), *external))
+    model = Model(format="onnx", signature=signature, blobs=blobs)
     options = SessionOptions(optimize="none")
     try:
         return open_session(model, options).run, ""

@@ -29,7 +29,7 @@ Method = Literal["minmax", "entropy", "percentile"]
 BINS: Final = 2048
 _BATCH: Final = 32
 _CHUNK: Final = 1 << 18
-_LIMIT_BYTES: Final = 64 << 20
+_LIMIT_BYTES: Final = 256 << 20
 _SIZE_SUFFIX: Final = ":size-of"
 
 

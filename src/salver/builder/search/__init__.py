@@ -1,1 +1,1 @@
-"""TODO"""
+"""The search: which passes, in which order, with which settings; trials, cache, choice."""

@@ -126,6 +126,7 @@ def rank_layers(
     """
     config = dict(item["config"])
     probe = make_pass(item["pass"], {k: v for k, v in config.items() if k != "runtime_defaults"})
+    (workdir / "nodes").mkdir(parents=True, exist_ok=True)
     names = quantizable_nodes(model, probe.config.op_types, workdir / "nodes")[:_RANK_LAYERS]
     few = Subset(calibration, np.arange(min(len(calibration), _RANK_ROWS), dtype=np.int64))
     rows = next(iter(data.batches(_RANK_ROWS)))

@@ -80,8 +80,8 @@ def presets(ops: Counter[str]) -> Iterator[Proposal]:
     yield Proposal(name="onnxslim", recipe=(step("onnxslim"),), origin="preset")
     yield Proposal(name="weight-only int8", recipe=(step("weight-only"),), origin="preset")
     if dense:
-        blocks = step("weight-only", method="blocks", bits=4)
-        yield Proposal(name="weight-only int4 blocks", recipe=(blocks,), origin="preset")
+        blocks = step("weight-only", method="blocks", bits=4, int8_compute=True)
+        yield Proposal(name="weight-only int4 blocks, int8 compute", recipe=(blocks,), origin="preset")
     yield Proposal(name="fp16", recipe=(step("fp16"),), origin="preset")
     yield Proposal(name="bf16", recipe=(step("bf16"),), origin="preset")
     yield Proposal(name="prune-magnitude 50%", recipe=(step("prune-magnitude", sparsity=0.5),), origin="preset")
@@ -98,7 +98,10 @@ def _static_presets(conv: list[str], dense: list[str], lookup: list[str], passin
     if lookup:
         yield static([*compute, *lookup, *passing], per_channel=False)
     if conv and dense:
-        yield static([*conv, *passing], per_channel=True)
+        only_conv = static([*conv, *passing], per_channel=True)
+        yield only_conv
+        recipe = (*only_conv.recipe, step("weight-only"))
+        yield Proposal(name=f"{only_conv.name}, weight-only int8", recipe=recipe, origin="preset")
         yield static([*dense, *passing], per_channel=False)
 
 

@@ -21,6 +21,7 @@ from salver.builder.search.spool import SpooledDataset
 from salver.core.config import canonical_json
 from salver.core.errors import PassNotApplicable, SalverError
 from salver.core.model import Model, digest_bytes
+from salver.evaluation.host import usable_cores
 from salver.evaluation.types import Evaluation, Margin
 
 Kind = Literal["steer", "certify", "sensitivity"]
@@ -117,17 +118,17 @@ def make_candidate(spec: TrialSpec) -> Model:
         one = make_pass(item["pass"], item["config"])
         data = calibration.digest if calibration is not None and one.needs_calibration else ""
         key = digest_bytes(canonical_json([model.digest, one.name, one.config.to_data(), data, tools])).split(":")[1][:32]
-        model = _apply_once(one, model, calibration, Path(spec.models_dir) / key, spec.threads)
+        model = _apply_once(one, model, calibration, Path(spec.models_dir) / key)
     return model
 
 
-def _apply_once(one: Any, model: Model, calibration: SpooledDataset | None, folder: Path, threads: int) -> Model:
+def _apply_once(one: Any, model: Model, calibration: SpooledDataset | None, folder: Path) -> Model:
     note = folder / "model.json"
     if note.is_file():
         return msgspec.json.decode(note.read_bytes(), type=Model, dec_hook=_to_path)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    made: Model = one.apply(model, PassContext(workdir=folder, calibration=calibration, threads=threads))
+    made: Model = one.apply(model, PassContext(workdir=folder, calibration=calibration, threads=usable_cores()))
     partial = folder / "model.partial"
     partial.write_bytes(msgspec.json.encode(made, enc_hook=str))
     partial.replace(note)

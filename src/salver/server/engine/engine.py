@@ -26,6 +26,8 @@ class RealTimeEngine(Engine):
         self._models: dict[tuple[str, str], LoadedModel] = {}
         self._found: dict[tuple[str, str | None], LoadedModel] = {}
         self._draining = False
+        self.loading = False
+        """Whether more models are on their way, which perhaps have no name yet; not ready before they are there."""
 
     def add(self, name: str, version: str) -> LoadedModel:
         """Announce a model, in state LOADING.
@@ -35,17 +37,14 @@ class RealTimeEngine(Engine):
         """
         if (name, version) in self._models:
             raise AlreadyExists(f"model '{name}' version {version} is served already; give one another name or version")
-        model = LoadedModel(name, version, self.metrics)
+        model = LoadedModel(name, version, self.metrics, self._found.clear)
         self._models[name, version] = model
-        self._found.clear()
         return model
 
     def find(self, name: str, version: str | None = None) -> ServedModel:
         model = self._found.get((name, version))
-        if model is not None and model.state == "READY":
-            return model
-        model = self._choose(name, version)
-        self._found[name, version] = model
+        if model is None:
+            model = self._found[name, version] = self._choose(name, version)
         return model
 
     def _choose(self, name: str, version: str | None) -> LoadedModel:
@@ -80,7 +79,9 @@ class RealTimeEngine(Engine):
     @property
     def ready(self) -> bool:
         models = self._models.values()
-        return bool(models) and not self._draining and all(model.state == "READY" for model in models)
+        return (
+            bool(models) and not self.loading and not self._draining and all(model.state == "READY" for model in models)
+        )
 
     def announce_drain(self) -> None:
         """Not ready any more, so that balancers look elsewhere; requests are still taken."""
@@ -103,11 +104,15 @@ class RealTimeEngine(Engine):
             await asyncio.sleep(_POLL_S)
         return True
 
-    def close(self) -> None:
-        """Refuse what is still open and free all models."""
+    def close(self) -> bool:
+        """Refuse what is still open and free all models.
+
+        Returns:
+            False when a run still goes on, which cannot be interrupted: the process must end without waiting for it.
+        """
         self._draining = True
-        for model in self._models.values():
-            model.close()
+        ended = [model.close() for model in self._models.values()]
+        return all(ended)
 
 
 def _order(version: str) -> tuple[int, str]:

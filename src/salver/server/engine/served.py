@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ INLINE_S: Final = 200e-6
 """A batch whose median CPU time is below this runs on the event loop. A thread hop costs about 50 µs of
 CPU, and four times that is as long as other connections may be kept waiting for one batch."""
 
+_JOIN_S: Final = 0.2
 _TICK_S: Final = 0.001  # the resolution of the event loop's timers
 
 _LOG = logging.getLogger(__name__)
@@ -35,11 +37,12 @@ class LoadedModel(ServedModel):
     Args:
         name, version: under which it is served.
         metrics: where batches and refusals are counted.
+        changed: called when its state has changed.
     """
 
     platform = ""
 
-    def __init__(self, name: str, version: str, metrics: Metrics) -> None:
+    def __init__(self, name: str, version: str, metrics: Metrics, changed: Callable[[], None] = lambda: None) -> None:
         self.name = name
         self.version = version
         self.signature = _EMPTY
@@ -48,6 +51,7 @@ class LoadedModel(ServedModel):
         self.tested = False
         self.metadata: dict[str, Any] = {}
         self._metrics = metrics
+        self._changed = changed
         self._session: Session
         self._scheduler: Scheduler
         self._opened = False
@@ -85,13 +89,11 @@ class LoadedModel(ServedModel):
         title = f"{self.name}-{self.version}"
         self._lanes = [Lane(f"{title}-{i}", session, self._batched, self._ran) for i in range(settings.lanes)]
         self._opened = True
-        self.state = "READY"
-        self.reason = ""
+        self._enter("READY")
 
     def refuse(self, reason: str) -> None:
         """It cannot be served, and why."""
-        self.state = "UNAVAILABLE"
-        self.reason = reason
+        self._enter("UNAVAILABLE", reason)
 
     def gauges(self) -> dict[str, int]:
         if not self._opened:
@@ -135,11 +137,15 @@ class LoadedModel(ServedModel):
         """Whether nothing waits or runs."""
         return not self._opened or self._scheduler.idle
 
-    def close(self) -> None:
-        """Refuse what waits, end the lanes and free the session."""
+    def close(self) -> bool:
+        """Refuse what waits, end the lanes and free the session.
+
+        Returns:
+            False when a lane is still in a run, which cannot be interrupted.
+        """
         if not self._opened:
-            return
-        self.state, self.reason = "UNLOADING", "the server is stopping"
+            return True
+        self._enter("UNLOADING", "the server is stopping")
         self._scheduler.drain()
         self._scheduler.refuse_all(self.unavailable())
         self._answer_refused()
@@ -149,7 +155,13 @@ class LoadedModel(ServedModel):
         for lane in self._lanes:
             lane.close()
         self._session.close()
-        self.state, self.reason = "UNAVAILABLE", "unloaded"
+        self._enter("UNAVAILABLE", "unloaded")
+        return all(lane.join(_JOIN_S) for lane in self._lanes)
+
+    def _enter(self, state: ModelState, reason: str = "") -> None:
+        self.state = state
+        self.reason = reason
+        self._changed()
 
     def _kick(self) -> None:
         """Give every free lane what waits."""

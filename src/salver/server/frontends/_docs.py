@@ -6,7 +6,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Sequence
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, Final
 
 from salver import __version__
@@ -58,7 +58,7 @@ class DocsFrontend(Frontend):
         return {"openapi": "3.1.0", "info": info, "paths": paths}
 
     def _page(self, exchange: Exchange) -> None:
-        page = files("salver.server.frontends").joinpath("docs.html").read_bytes()
+        page = Path(__file__).with_name("docs.html").read_bytes()
         exchange.respond(page, _HTML + _policy(page))
 
 

@@ -16,7 +16,8 @@ from salver.server.engine.base import Array, InferRequest, ServedModel, Timing, 
 from salver.server.frontends import jsonio
 from salver.server.frontends.base import Frontend, Route, Services, find_any
 from salver.server.frontends.http.exchange import BINARY, JSON, Exchange
-from salver.server.frontends.oip.codec import Decoded, ModelCodec
+from salver.server.frontends.oip.codec import ModelCodec
+from salver.server.frontends.oip.messages import Decoded
 from salver.server.frontends.oip.openapi import describe_model, describe_server
 
 EXTENSIONS: Final = (

@@ -115,7 +115,9 @@ class TestFraming:
     def test_answers_wait_for_those_before_them(self, server, engine):
         engine.held = []
         with server.connect() as sock:
-            sock.sendall(post(BODY.replace(b"{", b'{"id":"a",', 1)) + post(BODY.replace(b"{", b'{"id":"b",', 1)) + get())
+            sock.sendall(
+                post(BODY.replace(b"{", b'{"id":"a",', 1)) + post(BODY.replace(b"{", b'{"id":"b",', 1)) + get()
+            )
             wait_for(lambda: len(engine.held) == 2)
             server.call(engine.release, 1)
             sock.settimeout(0.1)
@@ -469,7 +471,9 @@ class TestContentCoding:
         assert answer.status == status
         assert message in answer.error
 
-    @pytest.mark.parametrize(("accept", "coding"), [("gzip", "gzip"), ("deflate;q=0.5", "deflate"), ("gzip;q=0, *", None)])
+    @pytest.mark.parametrize(
+        ("accept", "coding"), [("gzip", "gzip"), ("deflate;q=0.5", "deflate"), ("gzip;q=0, *", None)]
+    )
     def test_large_answers_are_compressed_when_asked(self, server, accept, coding):
         plain = server.ask("GET", "/openapi.json")
         answer = server.ask("GET", "/openapi.json", Accept_Encoding=accept)
@@ -482,11 +486,15 @@ class TestContentCoding:
 
 
 class TestGuard:
-    @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8080", "[::1]:80", "LOCALHOST:1", "127.1.2.3", "a.localhost"])
+    @pytest.mark.parametrize(
+        "host", ["localhost", "127.0.0.1:8080", "[::1]:80", "LOCALHOST:1", "127.1.2.3", "a.localhost"]
+    )
     def test_loopback_names_pass(self, server, host):
         assert server.ask("GET", "/v2", Host=host).status == 200
 
-    @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "10.0.0.1", "localhost.evil.example", ""])
+    @pytest.mark.parametrize(
+        "host", ["evil.example", "127.0.0.1.evil.example", "10.0.0.1", "localhost.evil.example", ""]
+    )
     def test_other_names_do_not(self, server, host):
         answer = server.ask("GET", "/v2", Host=host)
         assert answer.status == 403
@@ -576,8 +584,9 @@ def shared(models, serve):
 
 PIECES = st.sampled_from(
     [b"GET ", b"POST ", b"/v2", b"/v2/models/linear/infer", b" HTTP/1.1", b"\r\n", b"\r\n\r\n", b"Host: localhost",
-     b"Content-Length: 5", b"Content-Length: 74", b"Transfer-Encoding: chunked", b"Expect: 100-continue", b"5\r\n", b"0\r\n",
-     b"Connection: close", b"Inference-Header-Content-Length: 3", b"Content-Encoding: gzip", BODY, b"\xff", b": ", b","]
+     b"Content-Length: 5", b"Content-Length: 74", b"Transfer-Encoding: chunked", b"Expect: 100-continue", b"5\r\n",
+     b"0\r\n", b"Connection: close", b"Inference-Header-Content-Length: 3", b"Content-Encoding: gzip", BODY,
+     b"\xff", b": ", b","]
 )  # fmt: skip
 
 

@@ -9,25 +9,27 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 import httptools
-import msgspec
 
 from salver.core.errors import InvalidArgument, SalverError, TooLarge, Unavailable
-from salver.server.frontends.codes import STATUS_LINES, HttpError, status_of
-from salver.server.frontends.http.coding import MIN_COMPRESS_BYTES, choose_coding, compress, decompress
+from salver.server.frontends.codes import HttpError, status_of
+from salver.server.frontends.http.answers import SMALL_BODY_BYTES, allowed, answer_options, write_answer
+from salver.server.frontends.http.coding import decompress
 from salver.server.frontends.http.exchange import NO_MATCH, Exchange, Match
-from salver.server.frontends.http.guard import Guard, cors_fields, preflight_fields
+from salver.server.frontends.http.guard import Guard, cors_fields
 from salver.server.frontends.http.headers import known_name
 from salver.server.frontends.http.router import Router
+from salver.server.frontends.http.shared import Head, Limits
 
 MAX_PIPELINED: Final = 64
+MAX_REFUSED: Final = 256
+"""Connections over the limit that are told so; still more are cut without a word."""
+
 MAX_TARGET_BYTES: Final = 8192
 LINGER_S: Final = 5.0
 MIN_BODY_BYTES_S: Final = 1024
 """A client that sends its body slower than this, `idle_timeout_s` allowed on top, is cut off."""
 
-_HAVE_BODIES: Final = frozenset({b"GET", b"POST"})
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_SMALL_BODY_BYTES: Final = 65536
 _MAX_CACHED_HEAD_BYTES: Final = 1024
 _MAX_CACHED_HEADS: Final = 512
 # Framing a sender may add to a body before it looks like an attack: chunks of one byte cost six bytes each.
@@ -35,30 +37,6 @@ _MAX_FRAMING_RATIO: Final = 8
 _NOT_CACHED: Final = frozenset(
     {b"authorization", b"cookie", b"connection", b"expect", b"origin", b"transfer-encoding", b"content-encoding"}
 )
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """Bounds of one connection; see ``docs/server/limits.md``."""
-
-    max_body_bytes: int
-    max_header_bytes: int
-    idle_timeout_s: float
-
-
-class Head:
-    """A request head that was parsed before, byte for byte the same."""
-
-    __slots__ = ("extra", "fields", "length", "match", "method", "target")
-
-    def __init__(
-        self, method: bytes, target: bytes, match: Match, fields: dict[bytes, bytes], length: int, extra: bytes
-    ) -> None:
-        self.method = method
-        self.target = target
-        self.match = match
-        self.fields = fields
-        self.length = length
-        self.extra = extra
 
 
 class Host(Protocol):
@@ -72,8 +50,8 @@ class Host(Protocol):
     date_line: bytes
     time: Callable[[], float]
 
-    def opened(self, connection: Connection) -> bool:
-        """A connection is there; False when it is one too many."""
+    def opened(self, connection: Connection) -> int:
+        """A connection is there; how many there are over the limit."""
 
     def closed(self, connection: Connection) -> None:
         """A connection is gone."""
@@ -131,8 +109,12 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._since_s = self._time()
-        if not self._host.opened(self):
+        excess = self._host.opened(self)
+        if excess > 0:
             self._host.limit_hit("max_connections")
+        if excess > MAX_REFUSED:
+            self.abort()
+        elif excess > 0:
             self._refuse(Unavailable("the server has as many connections as it allows (max_connections); retry later"))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -263,7 +245,7 @@ class Connection(asyncio.Protocol):
         try:
             self._check_head(fields)
         except SalverError as error:
-            is_hopeless = status_of(error) == 400 or length > _SMALL_BODY_BYTES
+            is_hopeless = status_of(error) == 400 or length > SMALL_BODY_BYTES
             if is_hopeless or b"transfer-encoding" in fields or b"expect" in fields:
                 self._refuse(error)
                 raise _Stop from None
@@ -318,7 +300,7 @@ class Connection(asyncio.Protocol):
         if origin is not None and self._host.guard.check_origin(origin, host):
             self._extra += cors_fields(origin)
         if method not in match.handlers and method != b"OPTIONS":
-            names = _allowed(match)
+            names = allowed(match)
             raise HttpError(
                 405,
                 f"{method.decode()} is not for '{self._target[:200].decode('latin-1')}'; use {names.decode()}",
@@ -370,7 +352,7 @@ class Connection(asyncio.Protocol):
         if handler is not None:
             handler(exchange)
         else:
-            _answer_options(exchange)
+            answer_options(exchange)
 
     def answered(self, exchange: Exchange) -> None:
         """Write the answer now if it is the only one; else with the others of this turn of the loop."""
@@ -394,7 +376,7 @@ class Connection(asyncio.Protocol):
         while pending and pending[0].answer is not None and not last:
             exchange = pending.popleft()
             last = exchange.close or (self._host.draining and not pending and not self._partial)
-            self._write(exchange, last, out)
+            write_answer(exchange, last, self._host.date_line, out)
         if self._continue_due and not pending and not last:
             self._continue_due = False
             out.append(_CONTINUE)
@@ -411,35 +393,6 @@ class Connection(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._advance)
         if self._reads_paused:
             self._pace()
-
-    def _write(self, exchange: Exchange, last: bool, out: list[bytes | memoryview]) -> None:
-        fields, body = exchange.answer or (b"", b"")
-        extra = exchange.extra + b"connection: close\r\n" if last else exchange.extra
-        line = STATUS_LINES[exchange.status]
-        if type(body) is bytes and len(body) < MIN_COMPRESS_BYTES and exchange.method in _HAVE_BODIES and body:
-            out.append(
-                b"%b%b%b%bcontent-length: %d\r\n\r\n%b" % (line, self._host.date_line, fields, extra, len(body), body)
-            )
-            return
-        pieces: list[bytes | memoryview] = [body] if isinstance(body, bytes) else body
-        size = sum(map(len, pieces))
-        accept = exchange.fields.get(b"accept-encoding")
-        if accept is not None and size >= MIN_COMPRESS_BYTES:
-            coding = choose_coding(accept)
-            if coding is not None:
-                pieces = [compress(pieces, coding)]
-                size = len(pieces[0])
-                extra += b"content-encoding: " + coding + b"\r\nvary: accept-encoding\r\n"
-        head = line + self._host.date_line + fields + extra
-        if exchange.status == 204:
-            out.append(head + b"\r\n")
-        elif exchange.method == b"HEAD":
-            out.append(b"%bcontent-length: %d\r\n\r\n" % (head, size))
-        elif size < _SMALL_BODY_BYTES:
-            out.append(b"%bcontent-length: %d\r\n\r\n%b" % (head, size, b"".join(pieces)))
-        else:
-            out.append(b"%bcontent-length: %d\r\n\r\n" % (head, size))
-            out += pieces
 
     # Ending
 
@@ -520,20 +473,6 @@ class Connection(asyncio.Protocol):
         """End the connection now."""
         if self._transport is not None:
             self._transport.abort()
-
-
-def _allowed(match: Match) -> bytes:
-    return b", ".join(sorted({*match.handlers, b"OPTIONS"}))
-
-
-def _answer_options(exchange: Exchange) -> None:
-    names = _allowed(exchange.match)
-    origin = exchange.fields.get(b"origin")
-    fields = b"allow: " + names + b"\r\n"
-    if origin is not None and exchange.extra and b"access-control-request-method" in exchange.fields:
-        fields += preflight_fields(origin, names)
-        exchange.extra = b""
-    exchange.respond(b"", fields, 204)
 
 
 def _parse_error(error: Any) -> SalverError:

@@ -6,17 +6,19 @@ import asyncio
 import socket
 import time
 from collections.abc import Sequence
-from email.utils import formatdate
 from typing import Final
 
 from salver.core.errors import InvalidArgument, Unavailable
 from salver.server.engine.base import Engine
 from salver.server.frontends import FRONTENDS, HttpSettings, Metrics, Services
-from salver.server.frontends.http._connection import LINGER_S, Connection, Head, Limits
+from salver.server.frontends.http._connection import LINGER_S, Connection
 from salver.server.frontends.http.guard import Guard, is_loopback_address
 from salver.server.frontends.http.router import Router
+from salver.server.frontends.http.shared import Head, Limits
 
 _BACKLOG: Final = 1024
+_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")  # not strftime's, which follow the locale
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _TICK_S: Final = 1.0
 _DRAIN_STEP_S: Final = 0.02
 _DRAIN_GRACE_S: Final = 0.1
@@ -112,11 +114,11 @@ class HttpServer:
             self._tick.cancel()
         await asyncio.sleep(0)  # lets transports report that they are gone
 
-    def opened(self, connection: Connection) -> bool:
-        """Count a connection; False when it is one too many."""
+    def opened(self, connection: Connection) -> int:
+        """Count a connection; how many there are over the limit."""
         self._connections.add(connection)
         self._metrics.connections = len(self._connections)
-        return len(self._connections) <= self._max_connections
+        return len(self._connections) - self._max_connections
 
     def closed(self, connection: Connection) -> None:
         """Forget a connection."""
@@ -131,12 +133,20 @@ class HttpServer:
         return Connection(self)
 
     def _sweep(self) -> None:
-        self.date_line = b"date: " + formatdate(time.time(), usegmt=True).encode() + b"\r\n"
+        self.date_line = date_line(time.time())
         now_s = self.time()
         for connection in list(self._connections):
             connection.check(now_s)
         wait_s = min(_TICK_S, self.limits.idle_timeout_s / 4, LINGER_S)
         self._tick = asyncio.get_running_loop().call_later(wait_s, self._sweep)
+
+
+def date_line(at_s: float) -> bytes:
+    """The ``Date`` field (RFC 9110, 5.6.7) for a time since the epoch."""
+    t = time.gmtime(at_s)
+    day, month = _DAYS[t.tm_wday], _MONTHS[t.tm_mon - 1]
+    clock = f"{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02}"
+    return f"date: {day}, {t.tm_mday:02} {month} {t.tm_year} {clock} GMT\r\n".encode()
 
 
 def parse_address(text: str) -> tuple[str, int]:

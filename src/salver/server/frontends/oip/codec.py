@@ -6,19 +6,17 @@ Specification: https://github.com/kserve/open-inference-protocol (inference_rest
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from salver.core.errors import InvalidArgument, Unimplemented
 from salver.core.tensors import NUMPY_DTYPES, Signature, TensorSpec
 from salver.server.frontends import jsonio
+from salver.server.frontends.oip.classification import classify
 from salver.server.frontends.oip.elements import (
-    JSON_KINDS,
     decode_text,
     from_bytes,
     from_json,
@@ -26,140 +24,20 @@ from salver.server.frontends.oip.elements import (
     to_bytes,
     to_json,
 )
+from salver.server.frontends.oip.messages import (
+    Array,
+    Decoded,
+    OutputWish,
+    Parameters,
+    PlainRequest,
+    RawRequest,
+    Wanted,
+)
+from salver.server.frontends.oip.shortcut import UNSURE, Shortcut
 
-Array = npt.NDArray[Any]
-Parameters = dict[str, Any]
 Body = bytes | list[bytes | memoryview]
 
 _MAX_PREFIXES: Final = 64
-
-
-class OutputWish(msgspec.Struct, frozen=True):
-    """How one output is wanted.
-
-    Args:
-        binary: after the JSON, as bytes.
-        classes: how many of the largest values, as ``value:index[:label]``; 0 for the tensor itself.
-    """
-
-    name: str
-    binary: bool = False
-    classes: int = 0
-
-
-class Decoded:
-    """A request, decoded and checked against the signature.
-
-    Args:
-        inputs: name -> array.
-        rows: as `Signature.check` returns.
-        wishes: how outputs are wanted, in order; None for all of them in JSON.
-        id: to be echoed.
-        parameters: those of the request.
-    """
-
-    __slots__ = ("id", "inputs", "parameters", "rows", "wishes")
-
-    def __init__(
-        self,
-        inputs: dict[str, Array],
-        rows: int,
-        wishes: tuple[OutputWish, ...] | None,
-        id: str | int | None,
-        parameters: Parameters | None,
-    ) -> None:
-        self.inputs = inputs
-        self.rows = rows
-        self.wishes = wishes
-        self.id = id
-        self.parameters = parameters
-
-
-class _Wanted(msgspec.Struct):
-    name: str
-    parameters: Parameters | None = None
-
-
-class _RawInput(msgspec.Struct):
-    name: str
-    shape: list[int]
-    datatype: str
-    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    parameters: Parameters | None = None
-
-
-class _RawRequest(msgspec.Struct):
-    inputs: list[_RawInput]
-    id: str | int | None = None
-    parameters: Parameters | None = None
-    outputs: list[_Wanted] | None = None
-
-
-class _HeadInput(msgspec.Struct, gc=False):
-    name: str
-    shape: list[int]
-    datatype: str
-    parameters: Parameters
-    data: msgspec.UnsetType = msgspec.UNSET
-
-
-class _HeadRequest(msgspec.Struct, gc=False):
-    inputs: list[_HeadInput]
-    id: str | int | None = None
-    parameters: Parameters | None = None
-    outputs: list[_Wanted] | None = None
-
-
-class _PlainInput(msgspec.Struct):
-    name: str
-    shape: list[int]
-    datatype: str
-    data: Any = msgspec.UNSET
-    parameters: Parameters | None = None
-
-
-class _PlainRequest(msgspec.Struct):
-    inputs: list[_PlainInput]
-    id: str | int | None = None
-    parameters: Parameters | None = None
-    outputs: list[_Wanted] | None = None
-
-
-def _fast_request(kind: type) -> Any:
-    """The type of a request whose inputs' data are flat lists of one type: decoded in one go, without `Raw`."""
-    tensor = msgspec.defstruct(
-        "_FastInput",
-        [
-            ("name", str),
-            ("shape", list[int]),
-            ("datatype", str),
-            ("data", list[kind]),  # type: ignore[valid-type]  # made at run time, once per type
-            ("parameters", Parameters | None, None),
-        ],
-        gc=False,
-    )
-    fields: list[Any] = [
-        ("inputs", list[tensor]),  # type: ignore[valid-type]
-        ("id", str | int | None, None),
-        ("parameters", Parameters | None, None),
-        ("outputs", list[_Wanted] | None, None),
-    ]
-    return msgspec.defstruct("_FastRequest", fields, gc=False)
-
-
-_FAST: Final[dict[type, msgspec.json.Decoder[Any]]] = {
-    kind: msgspec.json.Decoder(_fast_request(kind)) for kind in (float, int, bool, str)
-}
-_HEAD: Final = msgspec.json.Decoder(_HeadRequest)
-_BINARY_OUTPUT: Final = {"binary_data_output": True}
-_FAST_ERRORS: Final = (
-    msgspec.DecodeError,
-    UnicodeDecodeError,
-    RecursionError,
-    struct.error,
-    OverflowError,
-    FloatingPointError,
-)
 
 
 class ModelCodec:
@@ -178,13 +56,13 @@ class ModelCodec:
         self._all_binary = tuple(OutputWish(name, True) for name in self._outputs)
         self._fast = self._choose_fast()
 
-    def _choose_fast(self) -> _Shortcut | None:
+    def _choose_fast(self) -> Shortcut | None:
         if len(self.signature.inputs) != 1 or self.signature.batch_dim is None:
             return None
         spec = self.signature.inputs[0]
         if spec.datatype == "BF16" or not all(isinstance(d, int) for d in spec.shape[1:]):
             return None
-        return _Shortcut(spec, self._wishes)
+        return Shortcut(spec, self._wishes)
 
     def decode(self, body: bytes, header_length: int | None) -> Decoded:
         """Read a request.
@@ -200,7 +78,7 @@ class ModelCodec:
         if self._fast is not None and header_length != 0:
             try:
                 decoded = self._fast.decode(body, header_length)
-            except _FAST_ERRORS:
+            except UNSURE:
                 decoded = None  # the long way says what is wrong, or knows what the short one does not
             if decoded is not None:
                 return decoded
@@ -289,7 +167,7 @@ class ModelCodec:
         return Decoded(inputs, rows, wishes, id, parameters)
 
     def _wishes(
-        self, wanted: list[_Wanted] | None, parameters: Parameters | None, binary: bool
+        self, wanted: list[Wanted] | None, parameters: Parameters | None, binary: bool
     ) -> tuple[OutputWish, ...] | None:
         if parameters:
             binary = _flag(parameters, "binary_data_output", binary, "request")
@@ -365,101 +243,11 @@ class ModelCodec:
         return prefix
 
 
-class _Shortcut:
-    """The quick way for the common model, one input ``[batch, fixed, ...]``, and the common request: flat JSON data, or
-    binary. It knows right from not sure, and leaves what is not sure to the long way.
-
-    Args:
-        spec: the input.
-        wishes: `ModelCodec._wishes`.
-    """
-
-    def __init__(self, spec: TensorSpec, wishes: Callable[..., tuple[OutputWish, ...] | None]) -> None:
-        self._name = spec.name
-        self._datatype = spec.datatype
-        self._dtype = spec.dtype
-        self._rank = len(spec.shape)
-        self._tail = list(spec.shape[1:])
-        self._width = int(np.prod(np.array(self._tail, np.int64)))
-        self._decode = _FAST[JSON_KINDS[spec.datatype]].decode
-        self._decode_head = _HEAD.decode
-        self._binary = spec.datatype not in ("BOOL", "BYTES")
-        self._wishes = wishes
-        self._all_binary = wishes(None, None, True)
-
-    def decode(self, body: bytes, header_length: int | None) -> Decoded | None:
-        """The request; None when it is not of the common form.
-
-        Raises:
-            any of `_FAST_ERRORS`: as None.
-            InvalidArgument: an output or parameter that does not exist.
-        """
-        request: Any
-        if header_length is None:
-            request = self._decode(body)
-        elif self._binary:
-            request = self._decode_head(body[:header_length])
-        else:
-            return None
-        if len(request.inputs) != 1:
-            return None
-        tensor = request.inputs[0]
-        shape = tensor.shape
-        if (
-            tensor.name != self._name
-            or tensor.datatype != self._datatype
-            or len(shape) != self._rank
-            or shape[1:] != self._tail
-            or shape[0] < 1
-        ):
-            return None
-        count = shape[0] * self._width
-        array: Array
-        if header_length is None:
-            if tensor.parameters is not None or len(tensor.data) != count:
-                return None
-            array = pack(tensor.data, self._datatype)
-        else:
-            size = count * self._dtype.itemsize
-            if tensor.parameters != {"binary_data_size": size} or len(body) != header_length + size:
-                return None
-            array = np.frombuffer(body, self._dtype, count, header_length)
-            if not array.flags.aligned:
-                array = array.copy()
-        wishes = None
-        if request.outputs is not None or request.parameters is not None:
-            if request.outputs is None and request.parameters == _BINARY_OUTPUT:
-                wishes = self._all_binary
-            else:
-                wishes = self._wishes(request.outputs, request.parameters, False)
-        return Decoded({self._name: array.reshape(shape)}, shape[0], wishes, request.id, request.parameters)
-
-
-def classify(array: Array, spec: TensorSpec, classes: int, batched: bool) -> Array:
-    """The largest values per row as ``value:index[:label]``, largest first (Triton's classification extension).
-
-    Raises:
-        InvalidArgument: the output is not numeric.
-    """
-    if spec.datatype in ("BYTES", "BOOL"):
-        raise InvalidArgument(f"output '{spec.name}' is {spec.datatype}: classification needs numbers")
-    values = array if spec.datatype != "BF16" else (array.astype(np.uint32) << 16).view(np.float32)
-    rows = values.reshape(len(values), -1) if batched and values.ndim else values.reshape(1, -1)
-    best = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :classes]
-    out = np.empty(best.shape, dtype=object)
-    whole = values.dtype.kind in "iu"
-    for (i, j), index in np.ndenumerate(best):
-        value = rows[i, index]
-        label = f":{spec.labels[index]}" if index < len(spec.labels) else ""
-        out[i, j] = f"{int(value)}:{index}{label}" if whole else f"{float(value):f}:{index}{label}"
-    return out if batched else out[0]
-
-
-def _decode_request(body: bytes) -> _RawRequest | _PlainRequest:
+def _decode_request(body: bytes) -> RawRequest | PlainRequest:
     try:
-        request: _RawRequest = jsonio.decoder_of(_RawRequest).decode(body)
+        request: RawRequest = jsonio.decoder_of(RawRequest).decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        plain: _PlainRequest = jsonio.decode(body, _PlainRequest)  # reads NaN and Infinity; else says what is wrong
+        plain: PlainRequest = jsonio.decode(body, PlainRequest)  # reads NaN and Infinity; else says what is wrong
         return plain
     return request
 

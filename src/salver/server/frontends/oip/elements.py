@@ -111,9 +111,10 @@ def from_bytes(body: bytes, start: int, size: int, datatype: str, shape: list[in
     dtype = NUMPY_DTYPES[datatype]
     if datatype == "BYTES":
         return pack(_split_bytes(body[start : start + size], count, where), datatype).reshape(shape)
-    if size != count * dtype.itemsize:
+    expected = count * dtype.itemsize
+    if size != expected:
         raise InvalidArgument(
-            f"{where}: got {size} bytes, expected {count * dtype.itemsize} for {datatype} of shape {format_shape(shape)}"
+            f"{where}: got {size} bytes, expected {expected} for {datatype} of shape {format_shape(shape)}"
         )
     array = np.frombuffer(body, dtype, count, start).reshape(shape)
     if datatype == "BOOL" and count and int(array.view(np.uint8).max()) > 1:

@@ -1,0 +1,66 @@
+"""Answers as bytes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from salver.server.frontends.codes import STATUS_LINES
+from salver.server.frontends.http.coding import MIN_COMPRESS_BYTES, choose_coding, compress
+from salver.server.frontends.http.exchange import Exchange, Match
+from salver.server.frontends.http.guard import preflight_fields
+
+SMALL_BODY_BYTES: Final = 65536
+"""Bodies up to this size are copied into one piece with their head."""
+
+_HAVE_BODIES: Final = frozenset({b"GET", b"POST"})
+
+
+def write_answer(exchange: Exchange, last: bool, date_line: bytes, out: list[bytes | memoryview]) -> None:
+    """Append the bytes of an exchange's answer.
+
+    Args:
+        last: whether the connection ends after it.
+        date_line: the ``Date`` field.
+        out: what is written next; a large body is appended as it is, not copied.
+    """
+    fields, body = exchange.answer or (b"", b"")
+    extra = exchange.extra + b"connection: close\r\n" if last else exchange.extra
+    line = STATUS_LINES[exchange.status]
+    if type(body) is bytes and len(body) < MIN_COMPRESS_BYTES and exchange.method in _HAVE_BODIES and body:
+        out.append(b"%b%b%b%bcontent-length: %d\r\n\r\n%b" % (line, date_line, fields, extra, len(body), body))
+        return
+    pieces: list[bytes | memoryview] = [body] if isinstance(body, bytes) else body
+    size = sum(map(len, pieces))
+    accept = exchange.fields.get(b"accept-encoding")
+    if accept is not None and size >= MIN_COMPRESS_BYTES:
+        coding = choose_coding(accept)
+        if coding is not None:
+            pieces = [compress(pieces, coding)]
+            size = len(pieces[0])
+            extra += b"content-encoding: " + coding + b"\r\nvary: accept-encoding\r\n"
+    head = line + date_line + fields + extra
+    if exchange.status == 204:
+        out.append(head + b"\r\n")
+    elif exchange.method == b"HEAD":
+        out.append(b"%bcontent-length: %d\r\n\r\n" % (head, size))
+    elif size < SMALL_BODY_BYTES:
+        out.append(b"%bcontent-length: %d\r\n\r\n%b" % (head, size, b"".join(pieces)))
+    else:
+        out.append(b"%bcontent-length: %d\r\n\r\n" % (head, size))
+        out += pieces
+
+
+def allowed(match: Match) -> bytes:
+    """The methods of a path, for ``Allow``."""
+    return b", ".join(sorted({*match.handlers, b"OPTIONS"}))
+
+
+def answer_options(exchange: Exchange) -> None:
+    """Answer OPTIONS, and a CORS preflight from an origin that is allowed."""
+    names = allowed(exchange.match)
+    origin = exchange.fields.get(b"origin")
+    fields = b"allow: " + names + b"\r\n"
+    if origin is not None and exchange.extra and b"access-control-request-method" in exchange.fields:
+        fields += preflight_fields(origin, names)
+        exchange.extra = b""
+    exchange.respond(b"", fields, 204)
