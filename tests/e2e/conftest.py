@@ -90,9 +90,20 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path
     """The digits network, built with a short budget."""
     target = tmp_path_factory.mktemp("digits") / "digits.salver"
     done = salver(
-        "build", DIGITS / "digits.onnx", "--data", DIGITS / "val.npz", "--labels", DIGITS / "labels.txt",
-        "--max-drop", "1pp", "--budget", "60s", "--cache", cache, "-o", target,
+        "build",
+        DIGITS / "digits.onnx",
+        "--data",
+        DIGITS / "val.npz",
+        "--labels",
+        DIGITS / "labels.txt",
+        "--max-drop",
+        "1pp",
+        "--budget",
+        "60s",
+        "--cache",
+        cache,
+        "-o",
+        target,
     )
     assert done.returncode == 0, done.stderr
     return target
-

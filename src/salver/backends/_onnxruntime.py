@@ -61,7 +61,8 @@ _PROVIDERS: Final = {
 }
 _AUTO: Final = ("cuda", "rocm", "cpu")
 
-ort.set_default_logger_severity(4)  # its warnings and errors go to stderr past Python's logging; errors arrive as exceptions
+# Its warnings and errors go to stderr past Python's logging; errors arrive as exceptions.
+ort.set_default_logger_severity(4)
 
 
 class OnnxRuntimeBackend(Backend):
@@ -184,8 +185,8 @@ class OnnxRuntimeSession(Session):
 
 @functools.cache
 def _int8_overflows() -> bool:
-    """Whether the fast 8-bit kernels overflow 16-bit sums here: x86 without VNNI. The exact kernels are then asked for, so
-    that answers do not differ between hosts; where VNNI is, they would only be slower."""
+    """Whether the fast 8-bit kernels overflow 16-bit sums here: x86 without VNNI. The exact kernels are then asked
+    for, so that answers do not differ between hosts; where VNNI is, they would only be slower."""
     if platform.machine().lower() not in ("x86_64", "amd64") or not _CPUINFO.exists():
         return False
     flags = next((line for line in _CPUINFO.read_text().splitlines() if line.startswith("flags")), "").split()

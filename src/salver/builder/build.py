@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
+import numpy as np
+import onnx
 
+import salver
 from salver.backends import BACKENDS
 from salver.builder.events import BuildEvent, OnEvent
 from salver.builder.importers import load_model
@@ -64,7 +67,8 @@ def build(
     Args:
         source: a model file, or an estimator in memory.
         data: validation examples: a file, a folder, ``module:function``, a dict of arrays, or a `Dataset`.
-        metric: a metric's name or ``module:function``; without it ``accuracy`` where there are labels, else ``agreement``.
+        metric: a metric's name or ``module:function``; without it ``accuracy`` where there are labels, else
+            ``agreement``.
         max_drop: how much worse is still not worse: ``0.5pp`` (percentage points) or ``1%`` (relative).
         objective: what has to get better.
         threads, batch: at which latency is measured.
@@ -176,14 +180,14 @@ def load(
     return _import(source, examples, folder, trust_pickle, _read_labels(labels)).model
 
 
-def _import(source: Any, examples: Dataset | None, folder: Path, trust_pickle: bool, labels: tuple[str, ...]) -> Imported:
-    """Import below ``folder``, each model in a folder named by its digest: the same import lies in the same place, so that
-    trials of it are found again, and different models never overwrite each other."""
+def _import(
+    source: Any, examples: Dataset | None, folder: Path, trust_pickle: bool, labels: tuple[str, ...]
+) -> Imported:
+    """Import below ``folder``, each model in a folder named by its digest: the same import lies in the same place,
+    so that trials of it are found again, and different models never overwrite each other."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="new-") as scratch:
-        imported = load_model(
-            source, data=examples, workdir=Path(scratch), trust_pickle=trust_pickle, labels=labels
-        )
+        imported = load_model(source, data=examples, workdir=Path(scratch), trust_pickle=trust_pickle, labels=labels)
         home = folder / imported.model.digest.removeprefix("sha256:")[:32]
         blobs = []
         for blob in imported.model.blobs:
@@ -226,9 +230,7 @@ def _name_of(source: Any) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "model"
 
 
-def _deal(
-    examples: Dataset, calibration: Any, model: Model, seed: int, folder: Path
-) -> dict[str, SpooledDataset]:
+def _deal(examples: Dataset, calibration: Any, model: Model, seed: int, folder: Path) -> dict[str, SpooledDataset]:
     bound = bind(examples, model.signature)
     own = bind(open_dataset(calibration), model.signature) if calibration is not None else None
     dealt = split(bound, own, seed)
@@ -248,7 +250,9 @@ def _golden_rows(part: SpooledDataset) -> dict[str, Any]:
 
 
 def _tools() -> dict[str, str]:
-    return BACKENDS.get("onnxruntime")().versions()
+    backends = [BACKENDS.get(name)().versions() for name in BACKENDS.names()]
+    found = {"salver": salver.__version__, "onnx": onnx.__version__, "numpy": np.__version__}
+    return {**found, **{library: version for versions in backends for library, version in versions.items()}}
 
 
 def _hints(result: SearchResult, threads: int) -> dict[str, Any]:

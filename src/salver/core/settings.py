@@ -160,8 +160,8 @@ _EXPECTED: Final[dict[Kind, str]] = {
 
 
 # Set by others: Kubernetes describes a Service named salver or salver-NAME to every pod beside it
-# (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables), and scripts around Salver name
-# the folder of its program and the flags they add.
+# (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables), and scripts around Salver
+# name the folder of its program and the flags they add.
 _NOT_OURS: Final = re.compile(
     r"SALVER(_[A-Z0-9_]+)?_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)?)"
     r"|SALVER_(BIN|FLAGS)"

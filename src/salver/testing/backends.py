@@ -33,8 +33,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BackendConformance(abc.ABC):
-    """Subclass it, name the backend and give cases: at least one numeric model and, where the format has them, one model
-    for each datatype."""
+    """Subclass it, name the backend and give cases: at least one numeric model and, where the format has them, one
+    model for each datatype."""
 
     backend: ClassVar[type[Backend]]
 
@@ -71,14 +71,14 @@ class BackendConformance(abc.ABC):
             assert found.batch_dim is not None
 
     def test_threads_do_not_disturb_each_other(self, sessions: list[tuple[Case, Session]]) -> None:
-        def run_one_row(row: int) -> None:
+        def run_one_row(job: tuple[Case, Session, int]) -> None:
+            case, session, row = job
             outputs = session.run({name: array[row : row + 1] for name, array in case.inputs.items()})
             for name, expected in case.expected.items():
                 same(outputs[name], expected[row : row + 1], case.atol)
 
         with ThreadPoolExecutor(4) as pool:
-            for case, session in sessions:
-                list(pool.map(run_one_row, [row % 4 for row in range(64)]))
+            list(pool.map(run_one_row, [(*one, row % 4) for row in range(64) for one in sessions]))
 
     def test_inputs_are_left_alone_and_outputs_are_ours(self, sessions: list[tuple[Case, Session]]) -> None:
         for case, session in sessions:

@@ -12,12 +12,28 @@ from salver.evaluation.types import CandidateRecord, Evaluation, Interval, Laten
 def evaluation(speedup: float = 2.0, size: int = 250, drop: float = 0.0, width: float = 0.02) -> Evaluation:
     ci = Interval(low=speedup - width, high=speedup + width)
     timed = Latency(
-        threads=1, batch=1, runs=100, p50_ms=1 / speedup, p95_ms=1, p99_ms=1, cpu_ms=1, baseline_p50_ms=1,
-        baseline_cpu_ms=1, speedup=speedup, speedup_ci=ci,
+        threads=1,
+        batch=1,
+        runs=100,
+        p50_ms=1 / speedup,
+        p95_ms=1,
+        p99_ms=1,
+        cpu_ms=1,
+        baseline_p50_ms=1,
+        baseline_cpu_ms=1,
+        speedup=speedup,
+        speedup_ci=ci,
     )
     quality = Quality(
-        metric="accuracy", higher_is_better=True, value=0.9 - drop, baseline=0.9, drop=drop,
-        drop_ci=Interval(low=drop, high=drop), drop_upper=drop, method="", examples=100,
+        metric="accuracy",
+        higher_is_better=True,
+        value=0.9 - drop,
+        baseline=0.9,
+        drop=drop,
+        drop_ci=Interval(low=drop, high=drop),
+        drop_upper=drop,
+        method="",
+        examples=100,
     )
     return Evaluation(steer=(quality,), latency=(timed,), size_bytes=size, baseline_size_bytes=1000)
 

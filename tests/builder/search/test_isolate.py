@@ -94,8 +94,18 @@ def spec(tmp_path: Path) -> TrialSpec:
     for role, part in (("calibrate", parts.calibrate), ("steer", parts.steer), ("certify", parts.certify)):
         splits[role] = str(spool(part, tmp_path / role).folder)
     return TrialSpec(
-        kind="steer", model=model, recipe=(), splits=splits, metric="accuracy", margin=Margin(value=0.005), threads=1,
-        batch=1, workdir=str(tmp_path / "trial"), scores=str(tmp_path / "scores.npz"), models_dir=str(tmp_path / "models"),
+        kind="steer",
+        model=model,
+        recipe=(),
+        splits=splits,
+        metric="accuracy",
+        margin=Margin(value=0.005),
+        threads=1,
+        batch=1,
+        tools={},
+        workdir=str(tmp_path / "trial"),
+        scores=str(tmp_path / "scores.npz"),
+        models_dir=str(tmp_path / "models"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def test_splits_are_disjoint_and_complete(rows: int, seed: int) -> None:
     parts = split(open_dataset({"x": np.arange(rows)}), None, seed)
     dealt = [whole(part, 500).inputs["x"].tolist() for part in (parts.calibrate, parts.steer, parts.certify)]
     assert all(dealt)
-    assert sorted(sum(dealt, [])) == list(range(rows))
+    assert sorted(itertools.chain(*dealt)) == list(range(rows))
 
 
 def test_own_calibration_data_leaves_the_rest_for_quality() -> None:

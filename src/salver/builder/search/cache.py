@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from salver.builder.search.trial import TrialResult, read_result, write_result
-from salver.core.config import canonical_json
-from salver.core.model import digest_bytes
 
 
 def default_cache_dir() -> Path:
@@ -20,7 +17,7 @@ def default_cache_dir() -> Path:
 
 
 class TrialCache:
-    """Results of trials, one folder each, named by the digest of everything the result depends on."""
+    """Results of trials, one folder each, named by everything the result depends on (`cache_name`)."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "trials"
@@ -29,7 +26,7 @@ class TrialCache:
 
     def folder(self, key: str) -> Path:
         """Where a trial of that key works and leaves its files."""
-        return self._folder / key.removeprefix("sha256:")[:32]
+        return self._folder / key
 
     def get(self, key: str) -> TrialResult | None:
         """The stored result, or None; a damaged or foreign entry counts as none."""
@@ -49,8 +46,3 @@ class TrialCache:
         folder = self.folder(key)
         folder.mkdir(parents=True, exist_ok=True)
         write_result(result, folder / "done.json")
-
-
-def cache_key(**parts: Any) -> str:
-    """Digest of the named parts."""
-    return digest_bytes(canonical_json(parts))

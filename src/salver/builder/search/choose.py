@@ -11,8 +11,8 @@ from salver.evaluation.types import CandidateRecord, Evaluation, Margin, Quality
 Objective = Literal["latency", "throughput", "size"]
 
 TIE: Final = 0.05
-"""Candidates within 5 % of the best on the objective count as equal: shared hosts do not measure finer. Among equals the
-next objective decides."""
+"""Candidates within 5 % of the best on the objective count as equal: shared hosts do not measure finer. Among equals
+the next objective decides."""
 
 _NEXT: Final[dict[Objective, tuple[Objective, ...]]] = {
     "latency": ("latency", "size", "throughput"),
@@ -70,7 +70,9 @@ def steer_gate(quality: Quality, margin: Margin) -> Verdict | None:
         how = f"at least {format_amount(quality, quality.drop_ci.low)} at 95 %"
     else:
         how = "which leaves little hope to certify it"
-    reason = f"worse: {quality.metric} drops by {drop} on {quality.examples:,} steering examples, {how}; {limit} is allowed"
+    reason = (
+        f"worse: {quality.metric} drops by {drop} on {quality.examples:,} steering examples, {how}; {limit} is allowed"
+    )
     return Verdict(outcome="rejected", gate="quality", reason=reason)
 
 
@@ -108,7 +110,10 @@ def choose(candidates: Sequence[CandidateRecord], objective: Objective) -> tuple
     original = next(c for c in candidates if c.origin == "baseline")
     accepted = [c for c in candidates if c.verdict.outcome == "accepted" and c.origin != "baseline" and c.evaluation]
     if not accepted:
-        return original.name, ("No candidate beat the original within the limits, so the original is sealed.", *_tally(candidates))
+        return original.name, (
+            "No candidate beat the original within the limits, so the original is sealed.",
+            *_tally(candidates),
+        )
     chosen = order(accepted, objective)[0]
     smaller, faster = _gain_of(chosen, "size"), _gain_of(chosen, "latency")
     best = max(_gain_of(c, objective) for c in accepted)
@@ -116,15 +121,15 @@ def choose(candidates: Sequence[CandidateRecord], objective: Objective) -> tuple
     if len(accepted) > 1:
         equals = sum(_gain_of(c, objective) >= best * (1 - TIE) for c in accepted)
         reasons.append(
-            f"{len(accepted)} candidates were accepted; {equals} of them are within {TIE:.0%} of the best on {objective} "
-            f"({best:.2f}x), and among equals {_NEXT[objective][1]} decides."
+            f"{len(accepted)} candidates were accepted; {equals} of them are within {TIE:.0%} of the best on "
+            f"{objective} ({best:.2f}x), and among equals {_NEXT[objective][1]} decides."
         )
     return chosen.name, (*reasons, *_tally(candidates))
 
 
 def order(candidates: Sequence[CandidateRecord], objective: Objective) -> list[CandidateRecord]:
-    """Candidates from the one to choose first to the last: the best on the objective, ties broken by the objectives that
-    come next."""
+    """Candidates from the one to choose first to the last: the best on the objective, ties broken by the objectives
+    that come next."""
     left = [c for c in candidates if c.evaluation is not None]
     ranked = []
     while left:

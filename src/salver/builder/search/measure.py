@@ -74,9 +74,7 @@ def evaluate(candidate: Model, original: Model, data: Dataset, question: Questio
         began = time.monotonic()
         scores = score(own, data, [metric])
         seconds_per_row = (time.monotonic() - began) / max(scores.rows, 1)
-        quality = assess(
-            metric, baseline.stats[metric.name], scores.stats[metric.name], question.margin, question.role
-        )
+        quality = assess(metric, baseline.stats[metric.name], scores.stats[metric.name], question.margin, question.role)
         timing_s = _STEER_TIMING_S if question.role == "steer" else _CERTIFY_TIMING_S
         rows = take_rows(sample, fixed_batch(original.signature) or question.batch)
         latency = [measure(own, theirs, rows, threads=question.threads, budget_s=timing_s)]

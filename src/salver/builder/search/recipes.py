@@ -106,8 +106,8 @@ def _static_presets(conv: list[str], dense: list[str], lookup: list[str], passin
 
 
 def static(op_types: list[str], **config: Any) -> Proposal:
-    """A static int8 recipe, named after what distinguishes it: operators, granularity, and each setting that differs from
-    the default. Operators that only hand 8-bit values on are named by ``alone`` where they are left out."""
+    """A static int8 recipe, named after what distinguishes it: operators, granularity, and each setting that differs
+    from the default. Operators that only hand 8-bit values on are named by ``alone`` where they are left out."""
     parts = ["int8-static", "+".join(op for op in op_types if op not in PASSING)]
     parts.append("per-channel" if config.get("per_channel") else "per-tensor")
     if not any(op in PASSING for op in op_types):

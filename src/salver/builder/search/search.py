@@ -1,7 +1,7 @@
 """The search: enumerate, refine greedily within the budget, certify the finalists, choose.
 
-Examples that calibrate, steer and certify are disjoint. A candidate that is certainly worse on the steering examples, or
-not better on the objective, is rejected there; at most five finalists see the certification examples, once, with Holm's
+Examples that calibrate, steer and certify are disjoint. A candidate that is worse on the steering examples, or not
+better on the objective, is rejected there; at most five finalists see the certification examples, once, with Holm's
 correction (see docs/evaluation/method.md).
 """
 
@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from salver.builder.events import BuildEvent, OnEvent, Stage
-from salver.builder.search.cache import TrialCache, cache_key
+from salver.builder.search.cache import TrialCache
 from salver.builder.search.choose import (
     TIE,
     Objective,
@@ -30,7 +30,7 @@ from salver.builder.search.choose import (
 )
 from salver.builder.search.isolate import run_isolated
 from salver.builder.search.recipes import Proposal, count_ops, neighbors, presets, runtime_defaults, without_layers
-from salver.builder.search.trial import Kind, TrialResult, TrialSpec
+from salver.builder.search.trial import Kind, TrialResult, TrialSpec, cache_name
 from salver.core.errors import Internal
 from salver.core.model import Model
 from salver.evaluation.noninferiority import MAX_FINALISTS, certify
@@ -243,8 +243,8 @@ class Search:
             self._tell("certify", record.name, self._replace(record, final, evaluation))
 
     def _finalists(self) -> list[CandidateRecord]:
-        """The best pending candidates of distinct content, and no more of them than the certification examples can carry
-        under Holm's correction."""
+        """The best pending candidates of distinct content, and no more of them than the certification examples can
+        carry under Holm's correction."""
         distinct: dict[str, CandidateRecord] = {}
         for record in order(self._pending(), self._settings.objective):
             distinct.setdefault(record.digest, record)
@@ -262,18 +262,15 @@ class Search:
     # ------------------------------------------------------------------ trials
 
     def _trial(self, proposal: Proposal, kind: Kind) -> TrialResult:
-        key = cache_key(
-            kind=kind,
-            model=self._model.digest,
-            recipe=proposal.recipe,
-            data=self._digests,
-            metric=self._settings.metric,
-            margin=self._settings.margin,
-            threads=self._settings.threads,
-            batch=self._settings.batch,
-            host=self._host.fingerprint,
-            tools=self._tools,
-            version=TRIAL_VERSION,
+        key = cache_name(
+            TRIAL_VERSION,
+            kind,
+            self._model.digest,
+            proposal.recipe,
+            self._digests,
+            (self._settings.metric, self._settings.margin, self._settings.threads, self._settings.batch),
+            self._host.fingerprint,
+            self._tools,
         )
         known = self._cache.get(key)
         if known is not None:
@@ -287,6 +284,7 @@ class Search:
             margin=self._settings.margin,
             threads=self._settings.threads,
             batch=self._settings.batch,
+            tools=self._tools,
             workdir=str(self._cache.folder(key)),
             scores=str(self._scores_path("certify" if kind == "certify" else "steer")),
             models_dir=str(self._cache.models_dir),
@@ -296,10 +294,8 @@ class Search:
         return result
 
     def _scores_path(self, role: str) -> Path:
-        key = cache_key(
-            model=self._model.digest, data=self._digests, metric=self._settings.metric, role=role, tools=self._tools
-        )
-        return self._cache.scores_dir / f"{key.removeprefix('sha256:')[:32]}.npz"
+        key = cache_name(self._model.digest, self._digests, self._settings.metric, role, self._tools)
+        return self._cache.scores_dir / f"{key}.npz"
 
     def _keep(self, proposal: Proposal, result: TrialResult, verdict: Verdict, seconds: float = 0.0) -> CandidateRecord:
         record = CandidateRecord(

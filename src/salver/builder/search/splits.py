@@ -28,8 +28,8 @@ class Splits(msgspec.Struct, frozen=True):
 
 
 def split(data: Dataset, calibration: Dataset | None, seed: int) -> Splits:
-    """Deal the examples at random: a twelfth (at most 256) calibrates unless ``calibration`` is given, a quarter (at most
-    2,000) steers, the rest certifies. Every part gets at least one example where there are three."""
+    """Deal the examples at random: a twelfth (at most 256) calibrates unless ``calibration`` is given, a quarter (at
+    most 2,000) steers, the rest certifies. Every part gets at least one example where there are three."""
     order = np.random.default_rng(seed).permutation(len(data)).astype(np.int64)
     n = len(data)
     calibrate = 0 if calibration is not None else min(_CALIBRATE_MAX, max(n // 12, 1))

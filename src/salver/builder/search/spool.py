@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -156,7 +157,7 @@ class _Column:
             file.seek(int(bounds[0]))
             raw = file.read(int(bounds[-1] - bounds[0]))
         cuts = (bounds - bounds[0]).tolist()
-        texts = [raw[a:b].decode() for a, b in zip(cuts, cuts[1:], strict=False)]
+        texts = [raw[a:b].decode() for a, b in itertools.pairwise(cuts)]
         made = np.empty(len(texts), object)
         made[:] = texts
         return made.reshape(stop - start, *self._shape)

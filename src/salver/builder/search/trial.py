@@ -13,7 +13,6 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from salver.backends import BACKENDS
 from salver.builder.passes import make_pass
 from salver.builder.passes.base import PassContext
 from salver.builder.search.measure import Question, evaluate, rank_layers
@@ -42,6 +41,7 @@ class TrialSpec(msgspec.Struct, frozen=True, kw_only=True):
         metric, margin: what quality means, and how much worse is still not worse.
         threads, batch: for latency.
         workdir: where the trial leaves its files.
+        tools: library -> version; part of what names the models kept.
         scores: file that keeps the original's statistics on these examples, shared by all trials.
         models_dir: where models made by passes are kept by content, shared by all trials.
     """
@@ -54,6 +54,7 @@ class TrialSpec(msgspec.Struct, frozen=True, kw_only=True):
     margin: Margin
     threads: int
     batch: int
+    tools: dict[str, str]
     workdir: str
     scores: str
     models_dir: str
@@ -105,6 +106,11 @@ def _to_path(kind: type, value: Any) -> Any:
     return Path(value) if kind is Path else value
 
 
+def cache_name(*parts: Any) -> str:
+    """A file name that stands for everything a stored result depends on: equal parts, equal name."""
+    return digest_bytes(canonical_json(parts)).removeprefix("sha256:")[:32]
+
+
 def make_candidate(spec: TrialSpec) -> Model:
     """Apply the recipe. Every prefix is kept by content, so that recipes which begin alike share the work.
 
@@ -113,11 +119,10 @@ def make_candidate(spec: TrialSpec) -> Model:
     """
     model = spec.model
     calibration = SpooledDataset(Path(spec.splits["calibrate"])) if "calibrate" in spec.splits else None
-    tools = BACKENDS.get("onnxruntime")().versions()
     for item in spec.recipe:
         one = make_pass(item["pass"], item["config"])
         data = calibration.digest if calibration is not None and one.needs_calibration else ""
-        key = digest_bytes(canonical_json([model.digest, one.name, one.config.to_data(), data, tools])).split(":")[1][:32]
+        key = cache_name(model.digest, one.name, one.config.to_data(), data, spec.tools)
         model = _apply_once(one, model, calibration, Path(spec.models_dir) / key)
     return model
 
