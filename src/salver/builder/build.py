@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import onnx
 
-import salver
+from salver import __version__
 from salver.backends import BACKENDS
 from salver.builder.events import BuildEvent, OnEvent
 from salver.builder.importers import load_model
@@ -251,7 +251,7 @@ def _golden_rows(part: SpooledDataset) -> dict[str, Any]:
 
 def _tools() -> dict[str, str]:
     backends = [BACKENDS.get(name)().versions() for name in BACKENDS.names()]
-    found = {"salver": salver.__version__, "onnx": onnx.__version__, "numpy": np.__version__}
+    found = {"salver": __version__, "onnx": onnx.__version__, "numpy": np.__version__}
     return {**found, **{library: version for versions in backends for library, version in versions.items()}}
 
 

@@ -81,7 +81,7 @@ def attempt(session: Session, batch: Batch, batched: bool) -> Run:
     try:
         answers = execute(session, batch, batched)
     except SalverError as raised:
-        error = raised
+        error = raised.with_traceback(None)  # it would keep this frame, and the batch, in a reference cycle
     except (Exception, SystemExit) as raised:  # noqa: BLE001  # the lane boundary: a model may raise anything
         _LOG.exception("a model raised %s while running a batch of %d rows", type(raised).__name__, batch.rows)
         error = Internal(f"the model failed while running: {type(raised).__name__}: {raised}")

@@ -30,6 +30,7 @@ EXTENSIONS: Final = (
 _LIVE: Final = b'{"live":true}'
 _READY: Final = b'{"ready":true}'
 _HEADER_LENGTH: Final = b"inference-header-content-length"
+_MAX_WHOLE: Final = (1 << 63) - 1
 
 
 class _Memo:
@@ -176,15 +177,16 @@ class _Inference:
         """Called by the engine, once."""
         exchange = self._exchange
         encode_from_s = perf_counter()
-        exchange.attempt(self._answer, result)
+        if isinstance(result, SalverError):
+            exchange.fail(result)
+        else:
+            exchange.attempt(self._answer, result)
         now_s = perf_counter()
         self._frontend.services.metrics.record(
             self._memo.model, exchange.code, timing, now_s - self._started_s, now_s - encode_from_s
         )
 
-    def _answer(self, result: dict[str, Array] | SalverError) -> None:
-        if isinstance(result, SalverError):
-            raise result
+    def _answer(self, result: dict[str, Array]) -> None:
         body, header_length = self._memo.codec.encode(self._decoded, result)
         if header_length is None:
             self._exchange.respond(body, JSON)
@@ -221,6 +223,6 @@ def _apply_parameters(request: InferRequest, parameters: dict[str, Any]) -> None
 
 def _whole(parameters: dict[str, Any], name: str) -> int:
     value = parameters.get(name, 0)
-    if type(value) is not int or value < 0:
-        raise InvalidArgument(f"parameter '{name}' is {value!r}, expected a whole number, 0 or more")
+    if type(value) is not int or not 0 <= value <= _MAX_WHOLE:
+        raise InvalidArgument(f"parameter '{name}' is {value!r}, expected a whole number from 0 to {_MAX_WHOLE}")
     return value

@@ -50,15 +50,16 @@ class PredictFrontend(Frontend):
             inputs = to_inputs(rows, model.signature)
             size = model.signature.check(inputs)
 
-            def answer(result: dict[str, Array] | SalverError) -> None:
-                if isinstance(result, SalverError):
-                    raise result
+            def answer(result: dict[str, Array]) -> None:
                 predictions = to_predictions(result, model.signature, len(rows))
                 exchange.respond(jsonio.encode({"predictions": predictions}))
 
             def done(result: dict[str, Array] | SalverError, timing: Timing | None) -> None:
                 encode_from_s = perf_counter()
-                exchange.attempt(answer, result)
+                if isinstance(result, SalverError):
+                    exchange.fail(result)
+                else:
+                    exchange.attempt(answer, result)
                 now_s = perf_counter()
                 metrics.record(model, exchange.code, timing, now_s - started_s, now_s - encode_from_s)
 

@@ -27,6 +27,7 @@ HTTP_STATUS: Final = {
 
 _MAY_RETRY: Final = frozenset({429, 503})
 _DEFAULT_RETRY_S: Final = 1.0
+_MAX_MESSAGE: Final = 2000
 
 
 class HttpError(InvalidArgument):
@@ -62,8 +63,12 @@ def error_fields(error: SalverError, status: int) -> bytes:
 
 
 def error_body(error: SalverError) -> bytes:
-    """``{"error": "..."}``, the form OIP clients read. A lone surrogate, which UTF-8 cannot carry, becomes ``?``."""
-    return msgspec.json.encode({"error": error.message.encode("utf-8", "replace").decode()})
+    """``{"error": "..."}``, the form OIP clients read. A lone surrogate, which UTF-8 cannot carry, becomes ``?``, and
+    a message that quotes too much of the request is cut."""
+    message = error.message
+    if len(message) > _MAX_MESSAGE:
+        message = f"{message[:_MAX_MESSAGE]}... ({len(message) - _MAX_MESSAGE} more characters)"
+    return msgspec.json.encode({"error": message.encode("utf-8", "replace").decode()})
 
 
 STATUS_LINES: Final = {

@@ -112,6 +112,8 @@ def _not_utf8(body: bytes, where: str) -> InvalidArgument:
 
 def _at(error: Exception, body: bytes) -> str:
     text = str(error)
+    if not body.strip():
+        return "it is empty"
     if text == _TRUNCATED:
         return f"it ends early, or a \\u escape is half a surrogate pair (byte {len(body)})"
     return text

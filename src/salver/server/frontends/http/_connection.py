@@ -29,6 +29,7 @@ LINGER_S: Final = 5.0
 MIN_BODY_BYTES_S: Final = 1024
 """A client that sends its body slower than this, `idle_timeout_s` allowed on top, is cut off."""
 
+_VERSIONS: Final = frozenset({"1.0", "1.1"})
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _MAX_CACHED_HEAD_BYTES: Final = 1024
 _MAX_CACHED_HEADS: Final = 512
@@ -132,6 +133,7 @@ class Connection(asyncio.Protocol):
         for exchange in self._pending:
             if exchange.cancel is not None:
                 exchange.cancel()
+                exchange.cancel = None  # a reference cycle, which would keep the request's arrays for long
         self._pending.clear()
         self._waiting.clear()
         self._body.clear()
@@ -245,7 +247,7 @@ class Connection(asyncio.Protocol):
         try:
             self._check_head(fields)
         except SalverError as error:
-            is_hopeless = status_of(error) == 400 or length > SMALL_BODY_BYTES
+            is_hopeless = status_of(error) in (400, 505) or length > SMALL_BODY_BYTES
             if is_hopeless or b"transfer-encoding" in fields or b"expect" in fields:
                 self._refuse(error)
                 raise _Stop from None
@@ -288,9 +290,14 @@ class Connection(asyncio.Protocol):
     def _check_head(self, fields: dict[bytes, bytes]) -> None:
         """Everything about a request that its head alone decides."""
         host = fields.get(b"host")
-        is_old = (host is None or b"connection" in fields or b"expect" in fields) and self._is_http_1_0()
+        version = self._parser.get_http_version()
+        if version not in _VERSIONS:
+            raise HttpError(505, f"HTTP/{version} is not spoken here; send HTTP/1.1")
+        is_old = version == "1.0"
         if host is None and not is_old:
             raise InvalidArgument("an HTTP/1.1 request needs a 'Host' field")
+        if fields.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
+            raise HttpError(501, "the only Transfer-Encoding known is 'chunked'; say gzip in Content-Encoding")
         if is_old and self._parser.should_keep_alive():
             self._extra = b"connection: keep-alive\r\n"
         self._host.guard.check_host(host)
@@ -313,9 +320,6 @@ class Connection(asyncio.Protocol):
         if self._parser.should_upgrade() and (b"content-length" in fields or b"transfer-encoding" in fields):
             raise HttpError(501, "protocol upgrades are not supported; send plain HTTP/1.1")
         self._match = match
-
-    def _is_http_1_0(self) -> bool:
-        return bool(self._parser.get_http_version() == "1.0")
 
     # Answering
 

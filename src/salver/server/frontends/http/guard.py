@@ -90,7 +90,10 @@ def _host_name(host: bytes) -> str:
         if not bracket or (rest and not rest.startswith(":")):
             raise InvalidArgument(f"malformed Host '{text}'")
         return name[1:]
-    return text.partition(":")[0].rstrip(".")
+    name, _, port = text.partition(":")
+    if port and not port.isdecimal():
+        raise InvalidArgument(f"malformed Host '{text}'")
+    return name.rstrip(".")
 
 
 def is_loopback_address(address: str) -> bool:

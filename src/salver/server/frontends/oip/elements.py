@@ -41,6 +41,7 @@ _STRUCT_CODES: Final = {
 _BF16_MAX: Final = 3.3895313892515355e38
 _MAX_STRUCT: Final = 4096
 _MAX_RANK: Final = 64  # numpy's
+_MAX_EXTENT: Final = 1 << 59  # numpy counts bytes in 63 bits, with a size of 0 counted as 1
 
 
 @lru_cache(maxsize=256)
@@ -202,7 +203,7 @@ def count_of(shape: list[int], where: str) -> int:
     """Number of elements of a shape.
 
     Raises:
-        InvalidArgument: a negative size, or more dimensions than there can be.
+        InvalidArgument: a negative size, or more dimensions or elements than there can be.
     """
     if len(shape) > _MAX_RANK:
         raise InvalidArgument(f"{where}: got {len(shape)} dimensions, at most {_MAX_RANK} can be")
@@ -210,8 +211,10 @@ def count_of(shape: list[int], where: str) -> int:
     for size in shape:
         if size < 0:
             raise InvalidArgument(f"{where}: got shape {format_shape(shape)}, a size cannot be negative")
-        count *= size
-    return count
+        count *= size or 1
+    if count > _MAX_EXTENT:
+        raise InvalidArgument(f"{where}: shape {format_shape(shape)} is larger than an array can be")
+    return 0 if 0 in shape else count
 
 
 def _depth(data: Any) -> int:
