@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 
 import pytest
@@ -19,3 +20,9 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("SALVER_"):
             monkeypatch.delenv(name)
+
+
+def pytest_pycollect_makeitem(collector: pytest.Collector, name: str, obj: object) -> None:
+    """Refuse a test class that is abstract: pytest leaves it out without a word."""
+    if name.startswith("Test") and inspect.isclass(obj) and inspect.isabstract(obj):
+        raise collector.CollectError(f"{name} lacks {', '.join(sorted(obj.__abstractmethods__))} and would not run")

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from salver.core.dataset import Array, Dataset
+from salver.core.arrays import Array
+from salver.core.dataset import Dataset
 from salver.core.errors import InvalidArgument
 from salver.datasets import open_dataset
 from salver.testing.datasets import DatasetConformance, read_all

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from salver.core.dataset import Array, Dataset
+from salver.core.arrays import Array
+from salver.core.dataset import Dataset
 from salver.core.errors import InvalidArgument, UnknownName
 from salver.datasets import open_dataset
 from salver.testing.datasets import DatasetConformance, read_all

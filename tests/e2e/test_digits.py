@@ -125,7 +125,10 @@ def test_a_second_build_resumes_from_the_cache(digits_bundle: Path, cache: Path,
         tried = {c.name: c for c in first.record.candidates}
         repeated = [c for c in second.record.candidates if c.name in tried]
         assert len(repeated) == len(tried)
-        assert all(c.evaluation == tried[c.name].evaluation or c.verdict.gate for c in repeated)
+        # Spared the trials of before, it has time for more, so the finalists may differ: only steering is the same.
+        for c in repeated:
+            before = tried[c.name].evaluation
+            assert (c.evaluation and c.evaluation.steer) == (before and before.steer), c.name
     assert time.monotonic() - began < 200
 
 

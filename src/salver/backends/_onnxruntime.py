@@ -16,7 +16,8 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from salver.backends.base import Array, Backend, Session, SessionOptions
+from salver.backends.base import Backend, Session, SessionOptions
+from salver.core.arrays import Array
 from salver.core.errors import (
     CorruptArtifact,
     FailedPrecondition,

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from salver.core.arrays import Array
 from salver.core.config import Config
 from salver.core.model import Blob, Model
 from salver.core.tensors import Signature
-
-Array = npt.NDArray[Any]
 
 
 class SessionOptions(Config, frozen=True, kw_only=True):

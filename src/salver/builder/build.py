@@ -6,7 +6,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -25,19 +26,33 @@ from salver.builder.search.search import Search, SearchResult, SearchSettings
 from salver.builder.search.splits import split
 from salver.builder.search.spool import SpooledDataset, spool
 from salver.bundle import Bundle, Contents, make_golden, seal
+from salver.bundle.archive import translate
 from salver.core.dataset import Dataset
 from salver.core.errors import InvalidArgument, NotFound
 from salver.core.model import Model
 from salver.datasets import bind, open_dataset
 from salver.evaluation.host import describe_host
 from salver.evaluation.metrics import make_metric
-from salver.evaluation.noninferiority import parse_margin
+from salver.evaluation.noninferiority import check_margin, parse_margin
 from salver.evaluation.types import BuildRecord
 
 _GOLDEN_ROWS: Final = 16
+_LEAST_EXAMPLES: Final = 3
 _DEFAULT_BUDGET_S: Final = 300.0
 
 
+@contextmanager
+def _foreign_errors() -> Iterator[None]:
+    """Say what the operating system refused: a full disk, a folder that may not be written."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # whoever was listening to progress has gone; that is for the caller to judge
+    except OSError as error:
+        raise translate(error, Path(error.filename or tempfile.gettempdir())) from error
+
+
+@_foreign_errors()
 def build(
     source: Any,
     data: Any,
@@ -101,10 +116,20 @@ def build(
     examples = open_dataset(data, label=label)
     tell(BuildEvent(stage="import", message="importing and checking parity", left_s=budget_s))
     imported = _import(source, examples, cache_dir / "imports", trust_pickle, _read_labels(labels))
+    if len(examples) < _LEAST_EXAMPLES:
+        raise InvalidArgument(
+            f"'{examples.source}' has {len(examples)} example{'s' if len(examples) > 1 else ''}; expected at least "
+            f"{_LEAST_EXAMPLES}, one each to calibrate, to steer and to certify (hundreds, to certify anything)"
+        )
     wanted = metric or ("accuracy" if examples.label_spec is not None else "agreement")
-    make_metric(wanted, imported.model.signature)  # refuses a wrong name before anything long begins
+    judge = make_metric(wanted, imported.model.signature)  # refuses a wrong name before anything long begins
+    if judge.needs_labels and examples.label_spec is None:
+        judge.require_labels(None)
+    check_margin(judge, max_drop)
     chosen_name = name or _name_of(source)
     target = Path(output) if output is not None else Path(f"{chosen_name}.salver")
+    if not target.absolute().parent.is_dir():
+        raise NotFound(f"no such folder for the bundle: '{target.parent}'; make it, or name another with -o")
     with tempfile.TemporaryDirectory(prefix="salver-build-") as scratch:
         parts = _deal(examples, calibration, imported.model, seed, Path(scratch))
         settings = SearchSettings(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import msgspec
-import numpy.typing as npt
 
 from salver.backends import open_session
 from salver.backends.base import Session, SessionOptions
@@ -19,12 +18,11 @@ from salver.bundle.dsse import Envelope, sign_manifest, verify_envelope
 from salver.bundle.golden import GoldenRequest, ReplayReport, replay
 from salver.bundle.reader import Layout, read_layout
 from salver.bundle.tensors import decode_golden
+from salver.core.arrays import Array
 from salver.core.errors import CorruptArtifact, FailedPrecondition, PermissionDenied
 from salver.core.model import Blob, Model, Step, digest_bytes, digest_file
 from salver.core.tensors import Signature
 from salver.evaluation.types import BuildRecord
-
-Array = npt.NDArray[Any]
 
 
 class Lineage(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,19 +12,21 @@ answers for another input, or has other weights, is found out.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from salver.backends import open_session
 from salver.backends.base import Session, SessionOptions
 from salver.bundle.golden import FLOATS, NUMERIC, GoldenRequest, Kind, Tolerance, margins, request_bytes, to_float
+from salver.core.arrays import Array
 from salver.core.errors import FailedPrecondition, InvalidArgument, SalverError
 from salver.core.model import Model
 from salver.core.tensors import Signature, TensorSpec
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 Answers = list[dict[str, Array]]
 
 NOISE_FACTOR: Final = 4.0

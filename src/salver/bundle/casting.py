@@ -5,15 +5,16 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, NotFound
 from salver.core.tensors import Signature, TensorSpec, to_datatype
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 def fit(inputs: Mapping[str, Any] | Any | Path, signature: Signature) -> dict[str, Array]:

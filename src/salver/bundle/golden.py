@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from salver.backends.base import Session
+from salver.core.arrays import Array
 from salver.core.errors import SalverError, format_shape
 from salver.core.tensors import Signature, to_datatype
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 Kind = Literal["real", "synthetic"]
 
 FLOATS: Final = ("FP16", "BF16", "FP32", "FP64")

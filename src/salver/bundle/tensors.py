@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from salver.bundle.golden import GoldenRequest, Kind, Tolerance
+from salver.core.arrays import Array
 from salver.core.config import canonical_json
 from salver.core.errors import CorruptArtifact, InvalidArgument
 from salver.core.tensors import NUMPY_DTYPES, Signature, TensorSpec, to_datatype
-
-Array = npt.NDArray[Any]
 
 
 class TensorEntry(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from rich.markup import escape
 import salver
 from salver.bundle.golden import to_float
 from salver.cli._output import print_json, print_rich, write_file
-from salver.core.dataset import Array
+from salver.core.arrays import Array
 from salver.core.tensors import TensorSpec
 from salver.datasets import bind, open_dataset
 

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument
 from salver.core.tensors import TensorSpec
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):

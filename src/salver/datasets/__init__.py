@@ -9,7 +9,7 @@ from salver.core.dataset import Dataset
 from salver.core.errors import InvalidArgument, NotFound, UnknownName
 from salver.core.registry import Family
 from salver.datasets.base import LABEL_NAMES, Reader, ReaderConfig
-from salver.datasets.binding import BoundDataset, bind
+from salver.datasets.binding import BoundDataset, bind, takes_single_examples
 
 BUILTIN: Final = {
     "npz": "salver.datasets._npz:NpzDataset",
@@ -27,7 +27,17 @@ DATASETS: Final[Family[type[Any]]] = Family("datasets", BUILTIN)
 
 _NOT_SUFFIXES: Final = ("images", "function", "arrays")
 
-__all__ = ["BUILTIN", "DATASETS", "LABEL_NAMES", "BoundDataset", "Reader", "ReaderConfig", "bind", "open_dataset"]
+__all__ = [
+    "BUILTIN",
+    "DATASETS",
+    "LABEL_NAMES",
+    "BoundDataset",
+    "Reader",
+    "ReaderConfig",
+    "bind",
+    "open_dataset",
+    "takes_single_examples",
+]
 
 
 def open_dataset(source: Any, *, label: str | None = None, **settings: Any) -> Dataset:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from salver.core.dataset import Array
+from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument
 from salver.datasets.base import Reader, ReaderConfig, column_spec, common_rows, to_carried
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from salver.core.dataset import Array
+from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument
 from salver.core.model import digest_file
 from salver.core.tensors import TensorSpec

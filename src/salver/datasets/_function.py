@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from salver.core.dataset import Array
+from salver.core.arrays import Array
 from salver.core.errors import FailedPrecondition, InvalidArgument, NotFound, SalverError
 from salver.core.tensors import TensorSpec
 from salver.datasets._arrays import ArraysDataset

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 
-from salver.core.dataset import Array
+from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, MissingExtra
 from salver.core.model import digest_bytes, digest_file
 from salver.core.tensors import TensorSpec

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
-from salver.core.dataset import Array
+from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument
 from salver.core.model import digest_file
 from salver.core.tensors import NUMPY_DTYPES, TensorSpec

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from salver.core.dataset import Array
+from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument
 from salver.core.model import digest_file
 from salver.datasets.base import Reader, ReaderConfig, column_spec, to_carried

@@ -13,7 +13,7 @@ from typing import IO, Any, ClassVar
 import msgspec
 import numpy as np
 
-from salver.core.dataset import Array
+from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument
 from salver.core.model import digest_file
 from salver.datasets._npy import _object_message

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from salver.core.dataset import Array, Batch, concat, cut
+from salver.core.arrays import Array
+from salver.core.dataset import Batch, concat, cut
 from salver.core.errors import InvalidArgument, MissingExtra
 from salver.core.model import digest_file
 from salver.core.tensors import TensorSpec

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
+from salver.core.arrays import Array
 from salver.core.config import Config
-from salver.core.dataset import Array, Batch, Dataset
+from salver.core.dataset import Batch, Dataset
 from salver.core.errors import InvalidArgument, UnknownName
 from salver.core.tensors import TensorSpec, to_datatype
 

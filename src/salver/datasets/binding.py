@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import numpy as np
 
-from salver.core.dataset import Array, Batch, Dataset
+from salver.core.arrays import Array
+from salver.core.dataset import Batch, Dataset
 from salver.core.errors import InvalidArgument, format_shape
 from salver.core.tensors import Signature, TensorSpec
 from salver.datasets.base import check_batch_size
@@ -87,7 +88,7 @@ def bind(dataset: Dataset, signature: Signature) -> BoundDataset:
         raise InvalidArgument(f"'{dataset.source}' has zero examples; expected at least one")
     feeds = _match(dataset, signature)
     _check_symbols(dataset, feeds)
-    _check_fixed_batch(dataset, signature)
+    _check_fixed_batch(dataset, feeds)
     return BoundDataset(dataset, feeds)
 
 
@@ -122,7 +123,7 @@ def _feed(dataset: Dataset, spec: TensorSpec, column: TensorSpec) -> _Feed:
         return _Feed(spec, (column,), _sizes(given))
     if not spec.shape:
         raise InvalidArgument(f"{where}: the input has no batch dimension, so rows of a dataset cannot be fed to it")
-    expected = spec.shape[1:]
+    expected = spec.shape if _is_one_example(spec, column) else spec.shape[1:]
     if not given and len(expected) == 1 and (expected[0] == 1 or isinstance(expected[0], str)):
         return _Feed(spec, (column,), (1,))
     if given == (1,) and not expected:
@@ -139,6 +140,22 @@ def _feed(dataset: Dataset, spec: TensorSpec, column: TensorSpec) -> _Feed:
     return _Feed(spec, (column,), _sizes(given))
 
 
+def takes_single_examples(dataset: Dataset, signature: Signature) -> bool:
+    """Whether a whole row of the dataset is one run of the model: its inputs have no dimension for more than one
+    example, as a column with just one dimension more than each tells."""
+    columns = {spec.name: spec for spec in dataset.columns}
+    if len(signature.inputs) == len(columns) == 1:
+        columns = {signature.inputs[0].name: dataset.columns[0]}
+    return all(
+        s.name in columns and s.rank_known and s.shape and _is_one_example(s, columns[s.name]) for s in signature.inputs
+    )
+
+
+def _is_one_example(spec: TensorSpec, column: TensorSpec) -> bool:
+    """Whether the input takes one example and has no dimension for more: a column has just one dimension more."""
+    return isinstance(spec.shape[0], int) and spec.shape[0] > 1 and len(column.shape) == len(spec.shape) + 1
+
+
 def _sizes(shape: Sequence[int | str]) -> tuple[int, ...]:
     return tuple(d for d in shape if isinstance(d, int))
 
@@ -148,7 +165,7 @@ def _check_symbols(dataset: Dataset, feeds: list[_Feed]) -> None:
     for feed in feeds:
         if not feed.spec.rank_known:
             continue
-        for size, dim in zip(feed.inner, feed.spec.shape[1:], strict=True):
+        for size, dim in zip(feed.inner, feed.spec.shape[-len(feed.inner) :] if feed.inner else (), strict=True):
             if isinstance(dim, int) or dim.startswith("?"):
                 continue
             known, by = sizes.setdefault(dim, (size, feed.spec.name))
@@ -159,8 +176,8 @@ def _check_symbols(dataset: Dataset, feeds: list[_Feed]) -> None:
                 )
 
 
-def _check_fixed_batch(dataset: Dataset, signature: Signature) -> None:
-    fixed = {s.shape[0] for s in signature.inputs if s.shape and isinstance(s.shape[0], int)}
+def _check_fixed_batch(dataset: Dataset, feeds: list[_Feed]) -> None:
+    fixed = {f.spec.shape[0] for f in feeds if f.spec.shape and len(f.inner) < len(f.spec.shape)}
     for size in fixed:
         if isinstance(size, int) and (size == 0 or len(dataset) % size):
             raise InvalidArgument(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
-from salver.core.dataset import Array
+from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument
 from salver.core.tensors import NUMPY_DTYPES
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _FLOATS: Final = ("FP16", "BF16", "FP32", "FP64")
 

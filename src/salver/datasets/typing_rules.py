@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from salver.core.dataset import Array
+from salver.core.arrays import Array
 
 _INTEGER: Final = re.compile(r"[+-]?\d{1,19}\Z", re.ASCII)
 _REAL: Final = re.compile(r"[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|infinity|nan)\Z", re.ASCII | re.I)

@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 
 from salver.backends import Session
+from salver.core.arrays import Array
 from salver.core.tensors import TensorSpec
 from salver.evaluation.meter import take_rows
-from salver.evaluation.metrics.base import Array
 from salver.evaluation.runner import RowRunner, fixed_batch
 from salver.evaluation.types import Invariance
 

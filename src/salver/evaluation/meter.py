@@ -12,8 +12,8 @@ from typing import Final
 import numpy as np
 
 from salver.backends import Session
-from salver.evaluation.metrics.base import Array
-from salver.evaluation.runner import fixed_batch
+from salver.core.arrays import Array
+from salver.evaluation.runner import fit_run, fixed_batch
 from salver.evaluation.types import Interval, Latency
 
 _SHORT_NS: Final = 50_000  # below this the clock itself shows, so runs are timed several at a time
@@ -43,7 +43,7 @@ def measure(
     and a quantile is then one of their means. The garbage collector is off while timing.
 
     Args:
-        inputs: one batch that both models take.
+        inputs: one batch that both models take; one row of a model without a batch dimension.
         threads: at which both sessions were opened; recorded.
         min_runs, max_runs: timings of each model.
         budget_s: seconds for all of it.
@@ -51,6 +51,7 @@ def measure(
     batch = (
         candidate.signature.check(inputs) if candidate.signature.batch_dim else fixed_batch(candidate.signature) or 1
     )
+    inputs = fit_run(candidate.signature, inputs)
     end_ns = time.perf_counter_ns() + int(budget_s * 1e9)
     with _collector_off():
         rough_ns = min(_warm_up(baseline, inputs), _warm_up(candidate, inputs))
@@ -95,7 +96,12 @@ def measure_throughput(
     best, best_rate = 1, 0.0
     if fixed_batch(candidate.signature) is None and fixed_batch(baseline.signature) is None:
         for size in _BATCHES:
-            rate = size / _quick_ns(candidate, take_rows(inputs, size))
+            batch = take_rows(inputs, size)
+            run_ns = _quick_ns(candidate, batch)
+            # The next size has to leave time for the blocks of an interval: four runs each, the original's among them.
+            if size > 1 and 4 * _MIN_BLOCKS * run_ns > budget_s / 2 * 1e9:
+                break
+            rate = size / run_ns
             if rate > best_rate:
                 best, best_rate = size, rate
             if rate < 0.8 * best_rate or time.perf_counter() > end_s:

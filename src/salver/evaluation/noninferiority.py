@@ -12,8 +12,9 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from salver.core.arrays import Array
 from salver.core.errors import FailedPrecondition, Internal, InvalidArgument
-from salver.evaluation.metrics.base import Array, Metric, Paired, Stats
+from salver.evaluation.metrics.base import Metric, Paired, Stats
 from salver.evaluation.special import clopper_pearson, normal_quantile, t_cdf, t_quantile
 from salver.evaluation.trinomial import exact_p_value, exact_upper_bound, score_bound, tango_z
 from salver.evaluation.types import ClassQuality, Interval, Margin, Quality, Verdict
@@ -23,6 +24,7 @@ ALPHA: Final = 0.05
 
 MAX_FINALISTS: Final = 5
 
+_COUNTABLE: Final = 100_000_000
 _BASELINE_ERROR: Final = 5e-4  # spent on the lower bound of the baseline that a relative margin is taken of
 _LARGEST_MARGIN: Final = 1.0 - 1e-9
 _MARGIN: Final = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*(pp|%|)\s*")
@@ -45,6 +47,25 @@ def parse_margin(text: str) -> Margin:
     if unit and number > 100.0:
         raise InvalidArgument(f"margin '{text}': expected at most 100{unit}")
     return Margin(value=number / 100.0 if unit else number, relative=unit == "%")
+
+
+def check_margin(metric: Metric, text: str) -> None:
+    """Refuse a margin that means nothing for a metric.
+
+    Raises:
+        InvalidArgument: a share may drop by 1 or more, or percentage points of what is no share.
+    """
+    margin = parse_margin(text)
+    if metric.is_share and not margin.relative and margin.value >= 1.0:
+        raise InvalidArgument(
+            f"margin '{text}': metric '{metric.name}' lies between 0 and 1, so that would allow any drop; for "
+            f"percentage points write '{text.strip().removesuffix('pp')}pp', with less than 100"
+        )
+    if metric.is_share is False and text.strip().endswith("pp"):
+        raise InvalidArgument(
+            f"margin '{text}': metric '{metric.name}' is no share, so percentage points mean nothing; give a share of "
+            "the original's value (--max-drop 1%) or a number in the metric's unit (--max-drop 0.002)"
+        )
 
 
 def format_margin(margin: Margin) -> str:
@@ -218,34 +239,45 @@ def certify(qualities: Sequence[Quality], margin: Margin, alpha: float = ALPHA) 
 def _decide(quality: Quality, margin: Margin, passed: bool, level: float) -> Verdict:
     allowed = margin_in_unit(margin, quality.baseline)
     drop, limit = format_amount(quality, quality.drop), format_amount(quality, allowed)
+    worsens = worsens_by(quality)
     if passed:
         bound = format_amount(quality, max(quality.drop_upper, 0.0))
         gain = format_amount(quality, -quality.drop)
         what = (
-            f"drops by {drop}" if quality.drop > 0 else f"improves by {gain}" if quality.drop < 0 else "does not change"
+            f"{worsens} {drop}"
+            if quality.drop > 0
+            else f"improves by {gain}"
+            if quality.drop < 0
+            else "does not change"
         )
-        reason = f"{quality.metric} {what}; at 95 % it drops by {bound} at most, {limit} is allowed"
+        reason = f"{quality.metric} {what}; at 95 % it {worsens} {bound} at most, {limit} is allowed"
         return Verdict(outcome="accepted", gate="quality", reason=reason)
     if quality.drop_ci.low > allowed:
         least = format_amount(quality, quality.drop_ci.low)
-        reason = f"worse: {quality.metric} drops by {drop}, at least {least} at 95 %; {limit} is allowed"
+        reason = f"worse: {quality.metric} {worsens} {drop}, at least {least} at 95 %; {limit} is allowed"
         return Verdict(outcome="rejected", gate="quality", reason=reason)
     if quality.drop >= allowed:
         reason = (
-            f"{quality.metric} drops by {drop} on {quality.examples:,} examples; {limit} is allowed, and more "
-            "examples are not "
-            "expected to change that"
+            f"{quality.metric} {worsens} {drop} on {quality.examples:,} examples; {limit} is allowed, and more "
+            "examples are not expected to change that"
         )
         return Verdict(outcome="rejected", gate="quality", reason=reason)
-    more = max(1, examples_needed(quality, allowed, level) - quality.examples)
+    more = max(quality.examples // 20 + 1, examples_needed(quality, allowed, level) - quality.examples)
     bound = format_amount(quality, quality.drop_upper)
+    many = f"about {more:,} more examples" if more <= _COUNTABLE else "more examples than anyone has"
+    what = f"{worsens} {drop}" if quality.drop > 0 else f"improves by {format_amount(quality, -quality.drop)}"
     return Verdict(
         outcome="undecided",
         gate="quality",
         more_examples=more,
-        reason=f"{quality.metric} drops by {drop}, which may be up to {bound} at 95 %; {limit} is allowed: "
-        f"about {more:,} more examples would decide",
+        reason=f"{quality.metric} {what if quality.drop else 'does not change'}, and {worsens} up to {bound} at 95 %; "
+        f"{limit} is allowed: {many} would decide",
     )
+
+
+def worsens_by(quality: Quality) -> str:
+    """How a metric gets worse: an accuracy drops by, an error rises by."""
+    return "drops by" if quality.higher_is_better else "rises by"
 
 
 def examples_needed(quality: Quality, allowed: float, level: float) -> int:

@@ -10,10 +10,11 @@ import msgspec
 import numpy as np
 
 from salver.backends import Session
+from salver.core.arrays import Array
 from salver.core.dataset import Dataset
 from salver.core.errors import Internal, InvalidArgument, format_shape
 from salver.core.tensors import Signature, TensorSpec
-from salver.evaluation.metrics.base import Array, Metric, Stats, join
+from salver.evaluation.metrics.base import Metric, Stats, join
 
 _STATS: Final = "stats"
 _NONFINITE: Final = "nonfinite"
@@ -151,7 +152,7 @@ class RowRunner:
         if spec.name not in inputs:
             raise InvalidArgument(f"the data has no column for input '{spec.name}'; it has {', '.join(sorted(inputs))}")
         array = inputs[spec.name][picked]
-        return array[0] if spec.rank_known and array.ndim == len(spec.shape) + 1 else array
+        return _fit_rank(spec, array)
 
     def _read(self, outputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
         read = {}
@@ -163,6 +164,15 @@ class RowRunner:
                 raise Internal(f"output '{spec.name}' has shape {format_shape(array.shape)} for {rows} examples")
             read[spec.name] = array
         return read
+
+
+def _fit_rank(spec: TensorSpec, array: Array) -> Array:
+    return array[0] if spec.rank_known and array.ndim == len(spec.shape) + 1 else array
+
+
+def fit_run(signature: Signature, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Rows as the model takes them in one run: without the leading axis where its inputs have none."""
+    return {spec.name: _fit_rank(spec, inputs[spec.name]) for spec in signature.inputs if spec.name in inputs}
 
 
 _NOTES: Final[dict[int | None, str]] = {None: "", 1: "the model has no batch dimension; examples were run one by one"}

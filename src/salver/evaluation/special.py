@@ -8,9 +8,8 @@ from statistics import NormalDist
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from salver.core.arrays import Floats
 
 _NORMAL: Final = NormalDist()
 _TINY: Final = 1e-300

@@ -20,12 +20,15 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
-from salver.evaluation.special import Floats, clopper_pearson, log_factorials, normal_quantile
+from salver.core.arrays import Floats
+from salver.evaluation.special import clopper_pearson, log_factorials, normal_quantile
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 NUISANCE_ERROR: Final = 1e-6
 """Share of the error that the confidence set of the nuisance parameter may spend."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from salver.backends import Backend, Session, SessionOptions
-from salver.backends.base import Array
+from salver.core.arrays import Array
 from salver.core.errors import CorruptArtifact, FailedPrecondition, InvalidArgument, NotFound, UnknownName
 from salver.core.model import Blob, Model
 

@@ -6,14 +6,14 @@ Needs the extra `testing`, and `onnx` for the model that `tiny_model` writes.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from hypothesis import strategies as st
 from onnx import TensorProto, external_data_helper, helper, numpy_helper, save_model
 
 from salver.bundle import Contents, GoldenRequest, Tolerance, make_golden
+from salver.core.arrays import Array
 from salver.core.model import Blob, Model, Step
 from salver.core.tensors import NUMPY_DTYPES, Signature, TensorSpec
 from salver.evaluation.types import (
@@ -26,7 +26,6 @@ from salver.evaluation.types import (
     Verdict,
 )
 
-Array = npt.NDArray[Any]
 TINY_FEATURES: Final = 4
 TINY_LABELS: Final = ("cat", "dog", "fox")
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from salver.core.dataset import Array, Dataset
+from salver.core.arrays import Array
+from salver.core.dataset import Dataset
 from salver.core.errors import InvalidArgument
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from salver.backends.base import Array, Session
+from salver.backends.base import Session
+from salver.core.arrays import Array
 from salver.core.errors import FailedPrecondition
 from salver.core.tensors import Signature
 from salver.server.engine.cost import CostModel

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -98,15 +97,11 @@ class Catcher:
         self.answers.append(exchange)
 
 
-class FrontendConformance(abc.ABC):
-    """What every member of the `frontends` family must do. Subclasses say which member and give it services."""
+class FrontendConformance:
+    """What every member of the `frontends` family must do. Subclasses say which member; a fixture ``services``, of the
+    class or of its ``conftest.py``, gives `Services` with an `InlineEngine` that serves one model or more."""
 
     member: str
-
-    @pytest.fixture
-    @abc.abstractmethod
-    def services(self) -> Services:
-        """Services with an `InlineEngine` that serves one model or more."""
 
     @pytest.fixture
     def frontend(self, services: Services) -> Frontend:

@@ -7,8 +7,9 @@ import io
 import numpy as np
 import pytest
 
+from salver.core.arrays import Array
 from salver.core.errors import FailedPrecondition
-from salver.evaluation.metrics.base import Array, Metric, Stats, join
+from salver.evaluation.metrics.base import Metric, Stats, join
 
 
 class MetricConformance:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
+from salver.core.arrays import Array
 from salver.core.model import Model
 from salver.testing.passes import ArrayDataset, save_model
-
-Array = npt.NDArray[Any]
 
 
 @functools.cache

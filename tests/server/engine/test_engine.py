@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,33 @@ def test_a_bad_request_fails_alone(play: Any, inline: bool, caplog: pytest.LogCa
 
     play(scenario)
     assert "a model raised ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_request_that_failed_is_freed_at_once(play: Any, inline: bool) -> None:
+    """Not when Python next looks for reference cycles: inputs may be large, and that may be long after."""
+
+    def refuse(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        raise InvalidArgument("refused")
+
+    async def scenario(engine: RealTimeEngine) -> None:
+        model = add_model(engine, FunctionSession(SIGNATURE, refuse), inline=inline)
+        answered = asyncio.get_running_loop().create_future()
+        inputs = {"x": np.ones((1, 2), np.float32)}
+        data = weakref.ref(inputs["x"])
+        gc.disable()
+        try:
+            engine.submit(model, InferRequest(inputs, 1, lambda result, _: answered.set_result(type(result))))
+            del inputs
+            assert await answered is InvalidArgument
+            until = asyncio.get_running_loop().time() + 5
+            while data() is not None and asyncio.get_running_loop().time() < until:
+                await asyncio.sleep(0.005)
+            assert data() is None
+        finally:
+            gc.enable()
+
+    play(scenario)
 
 
 @pytest.mark.parametrize("exit_with", [SystemExit(3), MemoryError("no"), InvalidArgument("refused")])

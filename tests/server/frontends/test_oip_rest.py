@@ -93,7 +93,10 @@ class TestOipRest(FrontendConformance):
         assert first.priority == 3
         assert (second.deadline_s, third.deadline_s, third.priority) == (None, None, 0)
 
-    @pytest.mark.parametrize("parameters", [{"timeout": -1}, {"timeout": "1"}, {"priority": 1.5}, {"priority": True}])
+    @pytest.mark.parametrize(
+        "parameters",
+        [{"timeout": -1}, {"timeout": "1"}, {"timeout": 10**400}, {"priority": 1.5}, {"priority": True}],
+    )
     def test_parameters_of_the_wrong_type_are_refused(self, frontend, parameters):
         answer = call(frontend, "POST", INFER, encode({**GOOD, "parameters": parameters}))
         assert answer.status == 400

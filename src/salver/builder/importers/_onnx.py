@@ -25,10 +25,12 @@ from salver.builder.importers.onnx_finish import Draft, backend_versions, finish
 from salver.builder.importers.onnx_signature import read_signature
 from salver.builder.importers.parity import Run
 from salver.builder.importers.probes import Probe, fit_rows, from_data, limit_rows, synthetic
-from salver.core.dataset import Array, Dataset
+from salver.core.arrays import Array
+from salver.core.dataset import Dataset
 from salver.core.errors import CorruptArtifact, InvalidArgument, NotFound, ParityFailed, Unimplemented
 from salver.core.model import Blob, Step, digest_file
 from salver.core.tensors import Signature
+from salver.datasets import takes_single_examples
 
 
 class OnnxImporter(Importer):
@@ -72,6 +74,8 @@ class OnnxImporter(Importer):
         notes = [ir_note, raise_ir(model) if dropped or model.ir_version < 4 else ""]
         signature = read_signature(model.graph)
         leading = read_leading(signature)
+        if data is not None and takes_single_examples(data, signature):
+            leading = Leading(False)
         run = _with_plain_maps(original, classes)
         draft = Draft(
             importer=self.name,

@@ -14,7 +14,8 @@ from salver.builder.importers.onnx_check import check_model
 from salver.builder.importers.onnx_finish import Draft, backend_versions, finish
 from salver.builder.importers.parity import Run
 from salver.builder.importers.probes import from_data
-from salver.core.dataset import Array, Dataset
+from salver.core.arrays import Array
+from salver.core.dataset import Dataset
 from salver.core.errors import (
     CorruptArtifact,
     FailedPrecondition,

@@ -14,7 +14,7 @@ from salver.builder.importers.onnx_edit import set_leading
 from salver.builder.importers.onnx_signature import read_signature, set_shape, shape_of
 from salver.builder.importers.parity import Run
 from salver.builder.importers.probes import Probe
-from salver.core.dataset import Array
+from salver.core.arrays import Array
 from salver.core.errors import SalverError
 from salver.core.tensors import ANY_RANK, Signature, TensorSpec
 

@@ -19,7 +19,7 @@ from salver.builder.importers.onnx_files import all_graphs, write_onnx
 from salver.builder.importers.onnx_signature import read_signature
 from salver.builder.importers.parity import Run, batch_sizes_for, certify
 from salver.builder.importers.probes import Probe
-from salver.core.dataset import Array
+from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, SalverError, Unimplemented
 from salver.core.model import Blob, Model, Step
 from salver.core.tensors import Signature, TensorSpec

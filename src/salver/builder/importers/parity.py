@@ -9,13 +9,14 @@ import numpy as np
 
 from salver.builder.importers.base import OutputParity, ParityCertificate
 from salver.builder.importers.probes import Probe
-from salver.core.dataset import Array
+from salver.core.arrays import Array
 from salver.core.errors import ParityFailed, SalverError
 from salver.core.tensors import TensorSpec
 
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 _SINGLE_ROWS: Final = 16
+_ROUNDING: Final = 4e-6  # of the largest value in a row: some tens of units in the last place of fp32
 _RESOLUTION: Final = {"FP16": 2.0**-8, "BF16": 2.0**-5}
 
 
@@ -139,7 +140,10 @@ def _compare_floats(name: str, a: Array, b: Array, tolerance: float) -> OutputPa
     with np.errstate(invalid="ignore"):
         same = (x == y) | (np.isnan(x) & np.isnan(y))
         absolute = np.where(same, 0.0, np.abs(x - y))
-        relative = np.where(same, 0.0, absolute / (1 + np.abs(x)))
+        # Where large terms cancel, a small result carries the rounding of the large ones beside it.
+        noise = _ROUNDING * np.abs(x).reshape(len(x) if x.ndim else 1, -1).max(axis=1, initial=0.0)
+        noise = noise.reshape(-1, *([1] * (x.ndim - 1))) if x.ndim else noise[0]
+        relative = np.where(same, 0.0, np.maximum(absolute - noise, 0.0) / (1 + np.abs(x)))
     absolute, relative = (np.where(np.isnan(v), np.inf, v) for v in (absolute, relative))
     by_row = relative.reshape(len(x) if x.ndim else 1, -1)
     row = int(by_row.max(axis=1).argmax())

@@ -10,7 +10,8 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from salver.core.dataset import Array, Dataset, concat
+from salver.core.arrays import Array
+from salver.core.dataset import Dataset, concat
 from salver.core.errors import FailedPrecondition, SalverError
 from salver.core.tensors import Signature, TensorSpec
 from salver.datasets import bind

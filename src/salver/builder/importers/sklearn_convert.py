@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from salver.builder.importers.onnx_edit import rename_value
 from salver.builder.importers.sklearn_inputs import Column
-from salver.core.dataset import Array
+from salver.core.arrays import Array
 from salver.core.errors import MissingExtra, Unimplemented
 
 try:

@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 
 from salver.builder.importers.probes import Probe
-from salver.core.dataset import Array, Dataset
+from salver.core.arrays import Array
+from salver.core.dataset import Dataset
 from salver.core.errors import FailedPrecondition, InvalidArgument
 from salver.datasets.typing_rules import object_array
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
@@ -16,12 +15,12 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from salver.backends import SessionOptions, find_backend, open_session
 from salver.backends.base import empty_like_signature
 from salver.builder.passes.base import Pass, PassContext
+from salver.core.arrays import Array
 from salver.core.dataset import Batch, Dataset
 from salver.core.errors import CorruptArtifact, Internal, PassNotApplicable, SalverError
 from salver.core.model import Blob, Model, Step
 from salver.core.tensors import Signature
-
-Array = npt.NDArray[Any]
+from salver.evaluation.runner import fit_run, fixed_batch
 
 _MAX_BYTES: Final = 2_000_000_000
 """What one protobuf message may hold, with room for the graph itself."""
@@ -282,12 +281,11 @@ def _blame(source: Model, inputs: dict[str, Array], error: SalverError) -> None:
 
 
 def calibration_batches(signature: Signature, data: Dataset, rows: int) -> Iterator[Batch]:
-    """Batches a model takes: of ``rows`` examples, or of its fixed batch size, then filled up with the last example."""
-    fixed = None if signature.batch_dim else signature.inputs[0].shape[0] if signature.inputs[0].shape else 1
-    size = fixed if isinstance(fixed, int) else rows
-    for batch in data.batches(size):
-        if isinstance(fixed, int) and batch.rows < fixed:
-            index = np.minimum(np.arange(fixed), batch.rows - 1)
-            yield Batch(inputs={k: v[index] for k, v in batch.inputs.items()}, labels=None, rows=fixed)
-        else:
-            yield batch
+    """Batches a model takes: of ``rows`` examples, or of its fixed batch size, then filled up with the last example; of
+    a model without a batch dimension, one example without the leading axis."""
+    fixed = fixed_batch(signature)
+    for batch in data.batches(fixed or rows):
+        size = fixed or batch.rows
+        index = np.minimum(np.arange(size), batch.rows - 1)
+        inputs = {k: v[index] for k, v in batch.inputs.items()} if size > batch.rows else batch.inputs
+        yield Batch(inputs=fit_run(signature, inputs), labels=None, rows=size)

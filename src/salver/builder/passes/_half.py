@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from salver.builder.passes._graph import Array, float_weights, from_array, opset_of, replace_weights, to_array
+from salver.builder.passes._graph import float_weights, from_array, opset_of, replace_weights, to_array
+from salver.core.arrays import Array
 from salver.core.errors import PassNotApplicable
 
 _SMALL_ELEMENTS = 64

@@ -14,9 +14,9 @@ from onnxruntime.quantization import (
     CalibrationMethod,
     QDQQuantizer,
     QuantType,
-    TensorsData,
     quantize_static,
 )
+from onnxruntime.quantization.calibrate import TensorsData
 
 from salver.builder.passes._graph import (
     calibration_batches,

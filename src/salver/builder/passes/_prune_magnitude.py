@@ -8,7 +8,6 @@ import numpy as np
 from onnx import ModelProto
 
 from salver.builder.passes._graph import (
-    Array,
     describe_ops,
     finish,
     float_weights,
@@ -18,6 +17,7 @@ from salver.builder.passes._graph import (
     to_array,
 )
 from salver.builder.passes.base import Pass, PassContext
+from salver.core.arrays import Array
 from salver.core.config import Config
 from salver.core.errors import InvalidArgument, PassNotApplicable, UnknownName
 from salver.core.model import Model

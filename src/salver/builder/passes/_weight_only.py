@@ -9,7 +9,6 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from salver.builder.passes._graph import (
-    Array,
     describe_ops,
     finish,
     float_weights,
@@ -21,6 +20,7 @@ from salver.builder.passes._graph import (
     to_array,
 )
 from salver.builder.passes.base import Pass, PassContext
+from salver.core.arrays import Array
 from salver.core.config import Config
 from salver.core.errors import InvalidArgument, PassNotApplicable, UnknownName
 from salver.core.model import Model

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 from onnx import ModelProto, TensorProto, helper
 
 from salver.backends import Session, SessionOptions, open_session
 from salver.builder.passes._graph import calibration_batches
+from salver.core.arrays import Array
 from salver.core.dataset import Dataset
 from salver.core.errors import PassNotApplicable
 from salver.core.model import Blob, Model
 from salver.core.tensors import ANY_RANK, Signature, TensorSpec
 
-Array = npt.NDArray[Any]
 Method = Literal["minmax", "entropy", "percentile"]
 
 BINS: Final = 2048

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from salver.evaluation.noninferiority import ALPHA, MAX_FINALISTS, examples_needed, format_amount, margin_in_unit
+from salver.evaluation.noninferiority import (
+    ALPHA,
+    MAX_FINALISTS,
+    examples_needed,
+    format_amount,
+    margin_in_unit,
+    worsens_by,
+)
 from salver.evaluation.types import CandidateRecord, Evaluation, Margin, Quality, Verdict
 
 Objective = Literal["latency", "throughput", "size"]
@@ -13,6 +20,9 @@ Objective = Literal["latency", "throughput", "size"]
 TIE: Final = 0.05
 """Candidates within 5 % of the best on the objective count as equal: shared hosts do not measure finer. Among equals
 the next objective decides."""
+
+_SLACK: Final = 1.5
+"""What is needed on average is too little half of the time, and a finalist more makes it harder for all."""
 
 _NEXT: Final[dict[Objective, tuple[Objective, ...]]] = {
     "latency": ("latency", "size", "throughput"),
@@ -70,10 +80,15 @@ def steer_gate(quality: Quality, margin: Margin) -> Verdict | None:
         how = f"at least {format_amount(quality, quality.drop_ci.low)} at 95 %"
     else:
         how = "which leaves little hope to certify it"
-    reason = (
-        f"worse: {quality.metric} drops by {drop} on {quality.examples:,} steering examples, {how}; {limit} is allowed"
-    )
+    where = f"on {quality.examples:,} steering examples"
+    reason = f"worse: {quality.metric} {worsens_by(quality)} {drop} {where}, {how}; {limit} is allowed"
     return Verdict(outcome="rejected", gate="quality", reason=reason)
+
+
+def is_hopeful(quality: Quality, rows: int, margin: Margin) -> bool:
+    """Whether ``rows`` certification examples would certify a candidate that goes on as it did."""
+    allowed = margin_in_unit(margin, quality.baseline)
+    return quality.drop < allowed and examples_needed(quality, allowed, ALPHA) <= rows
 
 
 def count_finalists(best: Quality, rows: int, margin: Margin) -> int:
@@ -82,7 +97,7 @@ def count_finalists(best: Quality, rows: int, margin: Margin) -> int:
     allowed = margin_in_unit(margin, best.baseline)
     if best.drop >= allowed:
         return 1
-    carried = [k for k in range(1, MAX_FINALISTS + 1) if examples_needed(best, allowed, ALPHA / k) <= rows]
+    carried = [k for k in range(2, MAX_FINALISTS + 1) if _SLACK * examples_needed(best, allowed, ALPHA / k) <= rows]
     return max(carried, default=1)
 
 
@@ -114,14 +129,22 @@ def choose(candidates: Sequence[CandidateRecord], objective: Objective) -> tuple
             "No candidate beat the original within the limits, so the original is sealed.",
             *_tally(candidates),
         )
-    chosen = order(accepted, objective)[0]
+    worthwhile = [c for c in accepted if any(_gain_of(c, o) > 1.0 + TIE for o in _NEXT[objective])]
+    if not worthwhile:
+        return original.name, (
+            f"The accepted candidates are within {TIE:.0%} of the original in speed and size: not worth a change, so "
+            "the original is sealed.",
+            *_tally(candidates),
+        )
+    chosen = order(worthwhile, objective)[0]
     smaller, faster = _gain_of(chosen, "size"), _gain_of(chosen, "latency")
     best = max(_gain_of(c, objective) for c in accepted)
     reasons = [f"'{chosen.name}' is sealed: {faster:.2f}x faster and {smaller:.2f}x smaller than the original."]
     if len(accepted) > 1:
         equals = sum(_gain_of(c, objective) >= best * (1 - TIE) for c in accepted)
+        those = "one of them is" if equals == 1 else f"{equals} of them are"
         reasons.append(
-            f"{len(accepted)} candidates were accepted; {equals} of them are within {TIE:.0%} of the best on "
+            f"{len(accepted)} candidates were accepted; {those} within {TIE:.0%} of the best on "
             f"{objective} ({best:.2f}x), and among equals {_NEXT[objective][1]} decides."
         )
     return chosen.name, (*reasons, *_tally(candidates))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -13,8 +14,10 @@ from salver.backends import Session, SessionOptions, open_session
 from salver.builder.passes import make_pass
 from salver.builder.passes._int8_static import quantizable_nodes
 from salver.builder.passes.base import PassContext
-from salver.core.dataset import Array, Dataset, Subset
-from salver.core.errors import PassNotApplicable
+from salver.builder.search.choose import Objective
+from salver.core.arrays import Array
+from salver.core.dataset import Dataset, Subset
+from salver.core.errors import InvalidArgument, PassNotApplicable
 from salver.core.model import Model
 from salver.evaluation.invariance import check_invariance
 from salver.evaluation.memory import PeakMemory
@@ -26,9 +29,13 @@ from salver.evaluation.types import Evaluation, Margin
 
 _SAMPLE_ROWS: Final = 64
 _STEER_TIMING_S: Final = 4.0
+_ORIGINAL_TIMING_S: Final = 2.0  # against itself: there is no ratio to find
 _CERTIFY_TIMING_S: Final = 6.0
 _RANK_ROWS: Final = 32
 _RANK_LAYERS: Final = 48
+_STEER_SCORING_S: Final = 10.0
+_STEER_LEAST_ROWS: Final = 32
+_LABEL_ROWS: Final = 1024
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +47,9 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
         threads, batch: for latency.
         role: which examples they are; ``certify`` is timed longer, and at the throughput batch too.
         scores: file that keeps the original's per-example statistics between trials.
+        rows: how many of the examples to use; 0 for all. While steering fewer are used where the original is slow.
+        objective: what has to get better. Where that is speed, a candidate slower than the original is lost whatever
+            its quality, so while steering it is scored on fewer examples, in the time the original takes for all.
     """
 
     metric: str
@@ -48,13 +58,15 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     batch: int
     role: Literal["steer", "certify"]
     scores: Path
+    rows: int = 0
+    objective: Objective = "latency"
 
 
 def evaluate(candidate: Model, original: Model, data: Dataset, question: Question) -> tuple[Evaluation, float]:
     """Measure quality, latency, size, memory and batch invariance of a candidate.
 
     Returns:
-        The evaluation, and the wall time of scoring one example, in seconds.
+        The evaluation, and about how long one example takes, in seconds.
 
     Args:
         candidate, original: models of the same signature; the same one to measure the original.
@@ -69,17 +81,22 @@ def evaluate(candidate: Model, original: Model, data: Dataset, question: Questio
     own, own_peak = _open_watched(candidate, options, sample)
     theirs, their_peak = _open_watched(original, options, sample)
     with own, theirs:
-        metric = make_metric(question.metric, original.signature)
-        baseline = _baseline_scores(theirs, data, metric, question.scores)
-        began = time.monotonic()
-        scores = score(own, data, [metric])
-        seconds_per_row = (time.monotonic() - began) / max(scores.rows, 1)
-        quality = assess(metric, baseline.stats[metric.name], scores.stats[metric.name], question.margin, question.role)
-        timing_s = _STEER_TIMING_S if question.role == "steer" else _CERTIFY_TIMING_S
+        is_original = candidate.digest == original.digest
+        timing_s = _ORIGINAL_TIMING_S if is_original else _STEER_TIMING_S
+        timing_s = _CERTIFY_TIMING_S if question.role == "certify" else timing_s
         rows = take_rows(sample, fixed_batch(original.signature) or question.batch)
         latency = [measure(own, theirs, rows, threads=question.threads, budget_s=timing_s)]
-        if question.role == "certify" or candidate.digest == original.digest:
+        if question.role == "certify" or is_original or question.objective == "throughput":
             latency.append(measure_throughput(own, theirs, sample, threads=question.threads, budget_s=timing_s))
+        metric = make_metric(question.metric, original.signature)
+        baseline, data = _baseline_scores(theirs, data, metric, question)
+        share = latency[0 if question.objective == "latency" else -1].speedup_ci.high
+        may_save = question.role == "steer" and question.objective != "size" and not is_original
+        if may_save and share < 1.0 and len(data) > _STEER_LEAST_ROWS:
+            data = _spread(data, max(int(len(data) * share), _STEER_LEAST_ROWS))
+            baseline = score(theirs, data, [metric])
+        scores = baseline if is_original else score(own, data, [metric])
+        quality = assess(metric, baseline.stats[metric.name], scores.stats[metric.name], question.margin, question.role)
         evaluation = Evaluation(
             **{question.role: (quality,)},
             latency=tuple(latency),
@@ -90,7 +107,7 @@ def evaluate(candidate: Model, original: Model, data: Dataset, question: Questio
             invariance=check_invariance(own, sample),
             nonfinite_outputs=count_new_nonfinite(baseline, scores),
         )
-    return evaluation, seconds_per_row
+    return evaluation, latency[-1].p50_ms / 1000.0 / latency[-1].batch
 
 
 def _open_watched(model: Model, options: SessionOptions, sample: dict[str, Array]) -> tuple[Session, int]:
@@ -101,15 +118,60 @@ def _open_watched(model: Model, options: SessionOptions, sample: dict[str, Array
     return session, peak.growth_bytes
 
 
-def _baseline_scores(session: Session, data: Dataset, metric: Metric, path: Path) -> Scores:
+def _baseline_scores(session: Session, data: Dataset, metric: Metric, question: Question) -> tuple[Scores, Dataset]:
+    """The original's scores, and the examples they are of: all of them, or as many as were asked for or are affordable.
+    What the first trial finds affordable holds for all that follow, so that they see the same examples."""
+    path = question.scores
     if path.is_file():
-        return Scores.read(path)
+        scores = Scores.read(path)
+        return scores, _spread(data, scores.rows)
+    wanted = question.rows or len(data)
+    if question.role == "steer":
+        wanted = min(wanted, _affordable_rows(session, data))
+    data = _spread(data, wanted)
     scores = score(session, data, [metric])
+    if metric.is_share is not True and scores.nonfinite:
+        raise InvalidArgument(
+            f"metric '{metric.name}': the original's output '{next(iter(scores.nonfinite))}' is NaN or infinite for "
+            "some examples; leave those examples out of the data"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     scores.save(partial)
     partial.replace(path)
-    return scores
+    return scores, data
+
+
+def check_labels(original: Model, datasets: Iterable[Dataset], metric_name: str) -> None:
+    """Read the labels of all examples once, beside one example's answer, so that a wrong one is found before anything
+    long begins.
+
+    Raises:
+        InvalidArgument, FailedPrecondition: labels that do not fit the metric or the model.
+    """
+    metric = make_metric(metric_name, original.signature)
+    answer: dict[str, Array] = {}
+    for data in datasets if metric.needs_labels else ():
+        for batch in data.batches(_LABEL_ROWS):
+            if not answer:
+                with open_session(original, SessionOptions(threads=1)) as session:
+                    answer = RowRunner(session).run(take_rows(batch.inputs, 1), 1)
+            metric.reduce(take_rows(answer, batch.rows), batch.labels)
+
+
+def _affordable_rows(session: Session, data: Dataset) -> int:
+    first = next(iter(data.batches(_STEER_LEAST_ROWS)))
+    began = time.monotonic()
+    RowRunner(session).run(first.inputs, first.rows)
+    seconds_per_row = (time.monotonic() - began) / first.rows
+    return max(_STEER_LEAST_ROWS, int(_STEER_SCORING_S / seconds_per_row))
+
+
+def _spread(data: Dataset, rows: int) -> Dataset:
+    """So many of the examples, evenly spread, since files are often ordered by class."""
+    if rows >= len(data):
+        return data
+    return Subset(data, np.arange(rows, dtype=np.int64) * len(data) // rows)
 
 
 def rank_layers(

@@ -44,6 +44,9 @@ def step(name: str, **config: Any) -> dict[str, Any]:
     return {"pass": name, "config": config}
 
 
+SLIM: Final = Proposal(name="onnxslim", recipe=(step("onnxslim"),), origin="preset")
+
+
 def runtime_defaults() -> tuple[Proposal, ...]:
     """The two calls that most people make, as ONNX Runtime documents them: always tried, so that their verdicts can be
     read."""
@@ -77,7 +80,7 @@ def presets(ops: Counter[str]) -> Iterator[Proposal]:
     for level in ("basic", "extended"):
         optimized = step("graph-optimize", level=level)
         yield Proposal(name=f"graph-optimize {level}", recipe=(optimized,), origin="preset")
-    yield Proposal(name="onnxslim", recipe=(step("onnxslim"),), origin="preset")
+    yield SLIM
     yield Proposal(name="weight-only int8", recipe=(step("weight-only"),), origin="preset")
     if dense:
         blocks = step("weight-only", method="blocks", bits=4, int8_compute=True)
@@ -153,6 +156,12 @@ def without_layers(recipe: Recipe, worst_first: list[str]) -> Iterator[Proposal]
     while count <= len(worst_first) // 2 and op_types:
         yield _refined(static(op_types, **{**config, "exclude_nodes": worst_first[:count]}))
         count *= 2
+
+
+def after_slimming(name: str, recipe: Recipe) -> Iterator[Proposal]:
+    """The same recipe on the graph that onnxslim leaves; nothing where it begins with passes on the graph."""
+    if recipe[0]["pass"] not in ("onnxslim", "graph-optimize"):
+        yield Proposal(name=f"onnxslim, {name}", recipe=(*SLIM.recipe, *recipe), origin="refined")
 
 
 _DIMENSIONS: Final[dict[str, tuple[Any, ...]]] = {

@@ -7,6 +7,7 @@ correction (see docs/evaluation/method.md).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,26 +24,37 @@ from salver.builder.search.choose import (
     count_finalists,
     finite_gate,
     gain,
+    is_hopeful,
     objective_gate,
     order,
     pareto_front,
     steer_gate,
 )
 from salver.builder.search.isolate import run_isolated
-from salver.builder.search.recipes import Proposal, count_ops, neighbors, presets, runtime_defaults, without_layers
+from salver.builder.search.recipes import (
+    SLIM,
+    Proposal,
+    after_slimming,
+    count_ops,
+    neighbors,
+    presets,
+    runtime_defaults,
+    without_layers,
+)
 from salver.builder.search.trial import Kind, TrialResult, TrialSpec, cache_name
-from salver.core.errors import Internal
+from salver.core.errors import Code, Internal, InvalidArgument
 from salver.core.model import Model
-from salver.evaluation.noninferiority import MAX_FINALISTS, certify
+from salver.evaluation.noninferiority import MAX_FINALISTS, certify, margin_in_unit
 from salver.evaluation.types import CandidateRecord, Evaluation, Host, Margin, Outcome, Verdict
 
 ORIGINAL: Final = "original"
-TRIAL_VERSION: Final = 1
+TRIAL_VERSION: Final = 2
 """Part of every cache key: raised when a trial measures something else than before."""
 
 _CERTIFY_SHARE: Final = 0.4
-_CERTIFY_FIXED_S: Final = 15.0
+_CERTIFY_LEAST_ROWS: Final = 1000
 _LEAST_TRIAL_S: Final = 5.0
+_LEAST_TIMEOUT_S: Final = 30.0
 _REFINE_ROUNDS: Final = 8
 
 
@@ -120,7 +132,8 @@ class Search:
         self._on_event = on_event
         self._tried: dict[str, _Tried] = {}
         self._began_s = time.monotonic()
-        self._reserve_s = 0.0
+        self._certify_rows = 0
+        self._finalist_s = 0.0
         self._done = 0
         self._planned = 0
 
@@ -156,12 +169,17 @@ class Search:
         proposal = Proposal(name=ORIGINAL, recipe=(), origin="baseline")
         result = self._trial(proposal, "steer")
         if result.evaluation is None:
-            raise Internal(f"the original model cannot be measured: {result.reason}")
+            wrong_input = result.code in (Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION)
+            kind = InvalidArgument if wrong_input else Internal
+            raise kind(f"the original model cannot be measured: {result.reason}")
         verdict = Verdict(outcome="accepted", reason="the original, with which all others are compared")
         self._keep(proposal, result, verdict)
-        # A finalist runs all certification rows beside the original and is timed longer.
-        one = _CERTIFY_FIXED_S + 2 * self._rows["certify"] * result.seconds_per_row
-        self._reserve_s = min(MAX_FINALISTS * one, self._settings.budget_s * _CERTIFY_SHARE)
+        # A finalist runs the certification examples, the first one beside the original, and is timed longer.
+        both_s = 2 * max(result.seconds_per_row, 1e-9)
+        affordable = int(self._settings.budget_s * _CERTIFY_SHARE / both_s)
+        self._certify_rows = min(self._rows["certify"], max(affordable, _CERTIFY_LEAST_ROWS))
+        # What does not depend on the number of examples is what it took here, timed half as long again.
+        self._finalist_s = 1.5 * result.seconds + self._certify_rows * both_s / 2
 
     # ------------------------------------------------------------------ exploring
 
@@ -180,6 +198,9 @@ class Search:
         ranked = order(self._pending(), self._settings.objective)
         if ranked:
             yield from neighbors(ranked[0].recipe)
+            slimmed = self._tried.get(SLIM.name)
+            if slimmed is not None and slimmed.record.verdict.outcome == "not-certified":
+                yield from after_slimming(ranked[0].name, ranked[0].recipe)
         floor = self._best_gain() * (1 + TIE)
         lost = [t.record for t in self._tried.values() if t.record.verdict.gate == "quality" and t.record.evaluation]
         fast = [r for r in order(lost, self._settings.objective) if _gain(r, self._settings.objective) > floor]
@@ -197,13 +218,12 @@ class Search:
         fresh = [p for p in proposals if p.name not in self._tried]
         self._planned += len(fresh)
         for proposal in fresh:
-            if self._left_s() < self._reserve_s + _LEAST_TRIAL_S:
+            if self._left_s() < self._reserve_s() + _LEAST_TRIAL_S:
                 self._tell("search", "the budget for searching is spent")
                 return False
             self._tell("search", proposal.name)
-            began = time.monotonic()
-            result = self._trial(proposal, "steer")
-            record = self._keep(proposal, result, self._steer_verdict(result), time.monotonic() - began)
+            result = self._trial(proposal, "steer", max(self._left_s(), _LEAST_TIMEOUT_S))
+            record = self._keep(proposal, result, self._steer_verdict(result))
             self._done += 1
             self._tell("search", proposal.name, record)
         return bool(fresh)
@@ -213,10 +233,14 @@ class Search:
         if measured is None:
             outcome: Outcome = "not-applicable" if result.outcome == "not-applicable" else "failed"
             return Verdict(outcome=outcome, reason=result.reason)
+        worse = steer_gate(measured.steer[0], self._settings.margin)
+        # What is slow was scored on few examples: that it is slow is the better reason, unless it is certainly worse.
+        certain = measured.steer[0].drop_ci.low > margin_in_unit(self._settings.margin, measured.steer[0].baseline)
         return (
             finite_gate(measured)
-            or steer_gate(measured.steer[0], self._settings.margin)
+            or (worse if certain else None)
             or objective_gate(measured, self._settings.objective)
+            or worse
             or Verdict(outcome="not-certified", reason="measured, but not among the finalists")
         )
 
@@ -249,9 +273,24 @@ class Search:
         for record in order(self._pending(), self._settings.objective):
             distinct.setdefault(record.digest, record)
         ranked = list(distinct.values())
-        if not ranked or ranked[0].evaluation is None:
+        if not ranked:
             return []
-        return ranked[: count_finalists(ranked[0].evaluation.steer[0], self._rows["certify"], self._settings.margin)]
+        # The fastest is no use when the examples there are cannot certify it: those they can come first.
+        allowed = self._settings.margin
+        hopeful = [r for r in ranked if r.evaluation and is_hopeful(r.evaluation.steer[0], self._certify_rows, allowed)]
+        ranked = hopeful or ranked
+        best = ranked[0].evaluation
+        if best is None:
+            return []
+        carried = count_finalists(best.steer[0], self._certify_rows, self._settings.margin)
+        affordable = int(max(self._left_s(), self._settings.budget_s * _CERTIFY_SHARE) / self._finalist_s)
+        return ranked[: max(1, min(carried, affordable))]
+
+    def _reserve_s(self) -> float:
+        """What certification will need: the time of the finalists there are by now, at most a share of the budget.
+        Nothing while there is nothing to certify: to go on looking is then worth running over by one finalist."""
+        finalists = min(MAX_FINALISTS, len(self._pending()))
+        return min(finalists * self._finalist_s, self._settings.budget_s * _CERTIFY_SHARE)
 
     def _pending(self) -> list[CandidateRecord]:
         return [t.record for t in self._tried.values() if t.record.verdict.outcome == "not-certified"]
@@ -261,7 +300,8 @@ class Search:
 
     # ------------------------------------------------------------------ trials
 
-    def _trial(self, proposal: Proposal, kind: Kind) -> TrialResult:
+    def _trial(self, proposal: Proposal, kind: Kind, timeout_s: float = math.inf) -> TrialResult:
+        rows = self._certify_rows if kind == "certify" else 0
         key = cache_name(
             TRIAL_VERSION,
             kind,
@@ -269,6 +309,7 @@ class Search:
             proposal.recipe,
             self._digests,
             (self._settings.metric, self._settings.margin, self._settings.threads, self._settings.batch),
+            (self._settings.objective, rows),
             self._host.fingerprint,
             self._tools,
         )
@@ -286,18 +327,22 @@ class Search:
             batch=self._settings.batch,
             tools=self._tools,
             workdir=str(self._cache.folder(key)),
-            scores=str(self._scores_path("certify" if kind == "certify" else "steer")),
+            scores=str(self._scores_path("certify" if kind == "certify" else "steer", rows)),
             models_dir=str(self._cache.models_dir),
+            rows=rows,
+            objective=self._settings.objective,
         )
-        result = run_isolated(spec, self._settings.trial_timeout_s)
+        began = time.monotonic()
+        result = run_isolated(spec, min(self._settings.trial_timeout_s, timeout_s))
+        result = msgspec.structs.replace(result, seconds=time.monotonic() - began)
         self._cache.put(key, result)
         return result
 
-    def _scores_path(self, role: str) -> Path:
-        key = cache_name(self._model.digest, self._digests, self._settings.metric, role, self._tools)
+    def _scores_path(self, role: str, rows: int) -> Path:
+        key = cache_name(self._model.digest, self._digests, self._settings.metric, role, rows, self._tools)
         return self._cache.scores_dir / f"{key}.npz"
 
-    def _keep(self, proposal: Proposal, result: TrialResult, verdict: Verdict, seconds: float = 0.0) -> CandidateRecord:
+    def _keep(self, proposal: Proposal, result: TrialResult, verdict: Verdict) -> CandidateRecord:
         record = CandidateRecord(
             name=proposal.name,
             recipe=proposal.recipe,
@@ -305,7 +350,7 @@ class Search:
             verdict=verdict,
             evaluation=result.evaluation,
             digest=result.model.digest if result.model else "",
-            seconds=round(seconds, 2),
+            seconds=round(result.seconds, 2),
         )
         self._tried[proposal.name] = _Tried(record, result.model)
         return record

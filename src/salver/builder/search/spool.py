@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from salver.core.dataset import Array, Batch, Dataset
+from salver.core.arrays import Array
+from salver.core.dataset import Batch, Dataset
 from salver.core.errors import InvalidArgument
 from salver.core.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _WRITE_ROWS: Final = 256
 

@@ -15,10 +15,11 @@ import msgspec
 
 from salver.builder.passes import make_pass
 from salver.builder.passes.base import PassContext
-from salver.builder.search.measure import Question, evaluate, rank_layers
+from salver.builder.search.choose import Objective
+from salver.builder.search.measure import Question, check_labels, evaluate, rank_layers
 from salver.builder.search.spool import SpooledDataset
 from salver.core.config import canonical_json
-from salver.core.errors import PassNotApplicable, SalverError
+from salver.core.errors import Code, PassNotApplicable, SalverError
 from salver.core.model import Model, digest_bytes
 from salver.evaluation.host import usable_cores
 from salver.evaluation.types import Evaluation, Margin
@@ -44,6 +45,7 @@ class TrialSpec(msgspec.Struct, frozen=True, kw_only=True):
         tools: library -> version; part of what names the models kept.
         scores: file that keeps the original's statistics on these examples, shared by all trials.
         models_dir: where models made by passes are kept by content, shared by all trials.
+        rows, objective: see `Question`.
     """
 
     kind: Kind
@@ -58,6 +60,8 @@ class TrialSpec(msgspec.Struct, frozen=True, kw_only=True):
     workdir: str
     scores: str
     models_dir: str
+    rows: int = 0
+    objective: Objective = "latency"
 
 
 class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,23 +70,27 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         outcome: ``measured``, ``not-applicable`` or ``failed``.
         reason: why, when it was not measured.
+        code: of the error that ended it, where there was one.
         model: the candidate.
         evaluation: what was measured.
         layers: for ``sensitivity``: node names, the one that hurts most first.
         seconds_per_row: wall time of scoring one example with the candidate.
+        seconds: wall time of the trial.
     """
 
     outcome: Literal["measured", "not-applicable", "failed"]
     reason: str = ""
+    code: Code = Code.INTERNAL
     model: Model | None = None
     evaluation: Evaluation | None = None
     layers: tuple[str, ...] = ()
     seconds_per_row: float = 0.0
+    seconds: float = 0.0
 
     @classmethod
-    def failed(cls, reason: str) -> TrialResult:
+    def failed(cls, reason: str, code: Code = Code.INTERNAL) -> TrialResult:
         """A trial that ended badly."""
-        return cls(outcome="failed", reason=reason)
+        return cls(outcome="failed", reason=reason, code=code)
 
 
 def write_spec(spec: TrialSpec, path: Path) -> None:
@@ -151,6 +159,9 @@ def run_trial(spec: TrialSpec) -> TrialResult:
         calibration = SpooledDataset(Path(spec.splits["calibrate"]))
         layers = rank_layers(spec.model, spec.recipe[0], calibration, data, Path(spec.workdir), spec.threads)
         return TrialResult(outcome="measured", layers=layers)
+    if not spec.recipe:
+        parts = (SpooledDataset(Path(spec.splits[role])) for role in ("steer", "certify"))
+        check_labels(spec.model, parts, spec.metric)
     candidate = make_candidate(spec)
     question = Question(
         metric=spec.metric,
@@ -159,6 +170,8 @@ def run_trial(spec: TrialSpec) -> TrialResult:
         batch=spec.batch,
         role="certify" if spec.kind == "certify" else "steer",
         scores=Path(spec.scores),
+        rows=spec.rows,
+        objective=spec.objective,
     )
     measured, seconds = evaluate(candidate, spec.model, data, question)
     return TrialResult(outcome="measured", model=candidate, evaluation=measured, seconds_per_row=seconds)
@@ -174,7 +187,7 @@ def main(arguments: list[str]) -> int:
     except PassNotApplicable as error:
         result = TrialResult(outcome="not-applicable", reason=error.message)
     except SalverError as error:
-        result = TrialResult.failed(error.message)
+        result = TrialResult.failed(error.message, error.code)
     write_result(result, Path(arguments[1]))
     return 0
 

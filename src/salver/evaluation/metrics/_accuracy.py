@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from salver.core.arrays import Array
 from salver.evaluation.metrics.answers import AnswerMetric
-from salver.evaluation.metrics.base import Array, MetricConfig, Paired, Stats
+from salver.evaluation.metrics.base import MetricConfig, Paired, Stats
 
 
 class AccuracyConfig(MetricConfig, frozen=True, kw_only=True):

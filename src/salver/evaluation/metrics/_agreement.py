@@ -6,8 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from salver.core.arrays import Array
 from salver.evaluation.metrics.answers import arg_max, threshold
-from salver.evaluation.metrics.base import Array, Metric, MetricConfig, Paired, Stats
+from salver.evaluation.metrics.base import Metric, MetricConfig, Paired, Stats
 from salver.evaluation.metrics.reading import choose_output, class_names, kind_of, name_indices, to_text
 
 
@@ -31,6 +32,7 @@ class AgreementMetric(Metric):
     Config = AgreementConfig
     name = "agreement"
     needs_labels: ClassVar[bool] = False
+    is_share = True
 
     def reduce(self, outputs: dict[str, Array], labels: Array | None) -> Stats:
         name = choose_output(self.name, self.config.output, outputs, ("classes", "scores", "score", "values"))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument
-from salver.evaluation.metrics.base import Array, Metric, MetricConfig, Paired, Stats
+from salver.evaluation.metrics.base import Metric, MetricConfig, Paired, Stats
 from salver.evaluation.metrics.reading import choose_output, class_names, label_column, label_indices
 
 
@@ -21,6 +22,7 @@ class AucMetric(Metric):
 
     Config = AucConfig
     name = "auc"
+    is_share = True
 
     def reduce(self, outputs: dict[str, Array], labels: Array | None) -> Stats:
         labels = self.require_labels(labels)

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, NotFound
 from salver.core.tensors import TensorSpec
-from salver.evaluation.metrics.base import Array, Metric, MetricConfig, Paired, Stats, finite_losses, mean_influence
+from salver.evaluation.metrics.base import Metric, MetricConfig, Paired, Stats, finite_losses, mean_influence
 
 _GROUPS: Final = 200
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from salver.core.arrays import Array
 from salver.evaluation.metrics.answers import AnswerMetric
-from salver.evaluation.metrics.base import Array, MetricConfig, Paired, Stats
+from salver.evaluation.metrics.base import MetricConfig, Paired, Stats
 
 
 class MacroF1Config(MetricConfig, frozen=True, kw_only=True):

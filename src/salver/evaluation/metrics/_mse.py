@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from salver.evaluation.metrics.base import Array, MetricConfig, Paired, Stats, finite_losses
+from salver.core.arrays import Array
+from salver.evaluation.metrics.base import MetricConfig, Paired, Stats, finite_losses
 from salver.evaluation.metrics.regression import RegressionMetric, compare_losses
 
 
@@ -17,6 +18,7 @@ class MseMetric(RegressionMetric):
 
     Config = MseConfig
     name = "mse"
+    is_share = False
     higher_is_better = False
 
     def reduce(self, outputs: dict[str, Array], labels: Array | None) -> Stats:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument
-from salver.evaluation.metrics.base import Array, MetricConfig, Paired, Stats, finite_losses
+from salver.evaluation.metrics.base import MetricConfig, Paired, Stats, finite_losses
 from salver.evaluation.metrics.regression import RegressionMetric
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument
-from salver.evaluation.metrics.base import Array, Metric, MetricConfig, Paired, Stats
+from salver.evaluation.metrics.base import Metric, MetricConfig, Paired, Stats
 from salver.evaluation.metrics.reading import choose_output, class_names, label_column, label_indices, name_indices
 
 
@@ -20,6 +21,8 @@ class TopKConfig(MetricConfig, frozen=True, kw_only=True):
 
 class TopKMetric(Metric):
     """Top-k accuracy. Of equal scores, the lower index counts as the higher score."""
+
+    is_share = True
 
     Config = TopKConfig
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from salver.evaluation.metrics.base import Array, Metric, Stats
+from salver.core.arrays import Array
+from salver.evaluation.metrics.base import Metric, Stats
 from salver.evaluation.metrics.reading import (
     choose_output,
     class_names,
@@ -23,6 +24,8 @@ class AnswerMetric(Metric):
     A binary score is kept as it is, since the threshold is known only at the end: 0.5 when all the baseline's scores
     lie in [0, 1], 0 (they are logits) otherwise.
     """
+
+    is_share = True
 
     def read(self, outputs: dict[str, Array], labels: Array) -> Stats:
         name = choose_output(self.name, self.config.output, outputs, ("classes", "scores", "score"))

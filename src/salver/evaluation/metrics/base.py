@@ -7,13 +7,12 @@ from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from salver.core.arrays import Array
 from salver.core.config import Config
 from salver.core.errors import FailedPrecondition
 from salver.core.tensors import TensorSpec
 
-Array = npt.NDArray[Any]
 Stats = dict[str, Array]
 """Per-example statistics: name -> array whose first dimension is the examples. Small, numeric or text, never objects,
 so that they can be kept with `numpy.savez` and read back without pickle."""
@@ -69,6 +68,8 @@ class Metric(abc.ABC):
     Config: ClassVar[type[Any]] = MetricConfig
     higher_is_better: bool = True
     needs_labels: ClassVar[bool] = True
+    is_share: bool | None = None
+    """Whether it is a share between 0 and 1, read in percent; None where that is not known."""
 
     def __init__(self, config: Any, outputs: tuple[TensorSpec, ...]) -> None:
         self.config = config

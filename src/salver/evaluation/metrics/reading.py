@@ -13,9 +13,9 @@ from typing import Literal
 
 import numpy as np
 
+from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, UnknownName, format_shape
 from salver.core.tensors import TensorSpec
-from salver.evaluation.metrics.base import Array
 
 Kind = Literal["scores", "score", "classes", "values"]
 
@@ -116,12 +116,17 @@ def label_indices(metric: str, labels: Array, names: tuple[str, ...], classes: i
     numeric = labels.dtype.kind in "biuf"
     if numeric and not (names and all(_is_int(n) for n in names)):
         indices = labels.astype(np.int64)
-        wrong = np.flatnonzero((indices != labels) | (indices < 0) | (indices >= classes))
+        wrong = np.flatnonzero((indices < 0) | (indices >= classes))
+        if np.any(indices != labels):
+            broken = labels[indices != labels][0]
+            raise InvalidArgument(
+                f"metric '{metric}': label {broken} is no class of the model, whose {classes} classes are numbered 0 "
+                f"to {classes - 1}; for a regression say --metric mse, mae or r2"
+            )
         if len(wrong):
             raise InvalidArgument(
-                f"metric '{metric}': label {labels[wrong[0]]} of example {wrong[0]} is out of range; the model "
-                f"has {classes} "
-                f"classes, numbered 0 to {classes - 1}"
+                f"metric '{metric}': label {labels[wrong[0]]} is out of range; the model has {classes} classes, "
+                f"numbered 0 to {classes - 1}"
             )
         return indices
     valid = names or tuple(str(i) for i in range(classes))
@@ -131,7 +136,7 @@ def label_indices(metric: str, labels: Array, names: tuple[str, ...], classes: i
     if unknown is not None:
         hint = "" if names else "; give the class names in the model's order (--labels), or integer labels"
         raise InvalidArgument(
-            f"metric '{metric}': label '{texts[unknown]}' of example {unknown} is no class of the model; valid: "
+            f"metric '{metric}': label '{texts[unknown]}' is no class of the model; valid: "
             f"{', '.join(valid[:10])}{', ...' if len(valid) > 10 else ''}{hint}"
         )
     return np.fromiter((table[t] for t in texts), np.int64, len(texts))

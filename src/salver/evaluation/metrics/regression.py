@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, format_shape
-from salver.evaluation.metrics.base import Array, Metric, Paired, mean_influence
+from salver.evaluation.metrics.base import Metric, Paired, mean_influence
 from salver.evaluation.metrics.reading import choose_output
 
 
@@ -22,6 +23,8 @@ class RegressionMetric(Metric):
                 f"metric '{self.name}' needs numbers: output '{output}' is {predicted.dtype}, the labels are "
                 f"{labels.dtype}"
             )
+        if labels.dtype.kind == "f" and not np.all(np.isfinite(labels)):
+            raise InvalidArgument(f"metric '{self.name}': some labels are NaN or infinite; leave those examples out")
         rows = len(predicted)
         flat = predicted.reshape(rows, -1).astype(np.float64)
         truth = labels.reshape(len(labels), -1).astype(np.float64)

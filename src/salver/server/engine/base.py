@@ -8,12 +8,10 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from salver.core.arrays import Array
 from salver.core.errors import SalverError
 from salver.core.tensors import Signature
-
-Array = npt.NDArray[Any]
 
 ModelState = Literal["LOADING", "READY", "UNLOADING", "UNAVAILABLE"]
 

@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 
 from salver.backends.base import Session
+from salver.core.arrays import Array
 from salver.core.errors import Internal, SalverError
-from salver.server.engine.base import Array
 from salver.server.engine.scheduler import Batch
 
 _LOG = logging.getLogger(__name__)

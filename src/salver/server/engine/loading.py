@@ -12,10 +12,11 @@ from salver.backends import open_session
 from salver.backends.base import Session, SessionOptions
 from salver.bundle import Bundle, replay
 from salver.bundle.calibrate import synthetic_inputs
+from salver.core.arrays import Array
 from salver.core.errors import FailedPrecondition, SalverError
 from salver.core.tensors import Signature
 from salver.evaluation import check_invariance
-from salver.server.engine.base import Array, batchable
+from salver.server.engine.base import batchable
 from salver.server.engine.cost import CostModel
 from salver.server.settings import RunSettings
 

@@ -15,8 +15,9 @@ from typing import Final
 
 import msgspec
 
+from salver.core.arrays import Array
 from salver.core.errors import DeadlineExceeded, ResourceExhausted, SalverError, Unavailable
-from salver.server.engine.base import Array, InferRequest
+from salver.server.engine.base import InferRequest
 from salver.server.engine.cost import CostModel
 
 NEW: Final = 0

@@ -10,9 +10,10 @@ from typing import Any, Final
 import msgspec
 
 from salver import __version__
+from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, NotFound, SalverError, Unavailable
 from salver.core.tensors import TensorSpec
-from salver.server.engine.base import Array, InferRequest, ServedModel, Timing, merge_key
+from salver.server.engine.base import InferRequest, ServedModel, Timing, merge_key
 from salver.server.frontends import jsonio
 from salver.server.frontends.base import Frontend, Route, Services, find_any
 from salver.server.frontends.http.exchange import BINARY, JSON, Exchange

@@ -9,9 +9,10 @@ from urllib.parse import quote
 
 import msgspec
 
+from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, NotFound, SalverError
 from salver.core.tensors import TensorSpec
-from salver.server.engine.base import Array, InferRequest, ServedModel, Timing, merge_key
+from salver.server.engine.base import InferRequest, ServedModel, Timing, merge_key
 from salver.server.frontends import jsonio
 from salver.server.frontends.base import Frontend, Route
 from salver.server.frontends.http.exchange import Exchange

@@ -10,14 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
+from salver.core.arrays import Array
 from salver.core.errors import FailedPrecondition, InvalidArgument, format_shape
 from salver.core.tensors import Signature, TensorSpec
 from salver.server.frontends.jsonio import convert
 from salver.server.frontends.oip.elements import JSON_KINDS, from_bf16, from_json
-
-Array = npt.NDArray[Any]
 
 TOP_SCORES: Final = 5
 """How many classes an answer lists with their scores."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import gzip
 import json
 import re
 import socket
 import time
+import weakref
 import zlib
 
 import pytest
@@ -66,6 +68,20 @@ class TestFraming:
                 sock.sendall(post(body))
                 answers.append(server.read_answer(sock)[0].body)
         assert answers[0] == answers[2] != answers[1]
+
+    @pytest.mark.parametrize(
+        ("request_", "status"),
+        [
+            (post().replace(b"localhost", b"evil.example"), 403),
+            (post(fields="Origin: http://evil.example\r\n"), 403),
+            (post(BODY + b" "), 200),
+        ],
+    )
+    def test_a_known_head_decides_for_no_other(self, server, request_, status):
+        with server.connect() as sock:
+            for request, expected in ((post(), 200), (post(), 200), (request_, status), (post(), 200)):
+                sock.sendall(request)
+                assert server.read_answer(sock)[0].status == expected
 
     @pytest.mark.parametrize("known", [False, True])
     def test_split_at_every_byte(self, server, known):
@@ -346,7 +362,10 @@ class TestBadInput:
         [
             (b"\x00\x01\x02\r\n\r\n", 501, "unknown HTTP method"),
             (b"HELLO / HTTP/1.1\r\n\r\n", 501, "unknown HTTP method"),
-            (b"GET /\r\n\r\n", 400, ""),
+            (b"GET /\r\n\r\n", 505, "send HTTP/1.1"),
+            (b"GET / HTTP/2.0\r\nHost: localhost\r\n\r\n", 505, "HTTP/2.0 is not spoken here"),
+            (b"GET / HTTP/1.1\r\nHost: localhost:80@evil.example\r\n\r\n", 400, "malformed Host"),
+            (chunked(BODY).replace(b": chunked", b": gzip, chunked"), 501, "the only Transfer-Encoding"),
             (b"GET / HTTP/3.9\r\n\r\n", 400, "malformed"),
             (b"GET / HTTP/1.1\r\n\r\n", 400, "needs a 'Host'"),
             (b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400, "two 'host' fields"),
@@ -376,7 +395,8 @@ class TestBadInput:
             (BODY.replace(b"[1,4]", b"[2,4]"), "input 'x': got 4 elements, expected 8 for shape [2, 4]"),
             (BODY[:-1], "not valid JSON"),
             (BODY.replace(b"1,2", b"\xff"), "not UTF-8: byte 0xff at position"),
-            (b"", "not valid JSON"),
+            (b"", "not valid JSON: it is empty"),
+            (BODY.replace(b'"x"', b'"' + b"z" * 100_000 + b'"'), "more characters)"),
         ],
     )
     def test_bad_requests_are_told_why_and_the_connection_lives(self, server, body, message):
@@ -419,6 +439,22 @@ class TestBadInput:
         engine.held = None
         sock.close()
         lives(server)
+
+    def test_what_a_client_left_behind_is_freed_at_once(self, server, engine):
+        """Not when Python next looks for reference cycles: a body may be large, and that may be long after."""
+        engine.held = []
+        with server.connect() as sock:
+            sock.sendall(post())
+            wait_for(lambda: len(engine.held) == 1)
+            data = weakref.ref(engine.held[0][1].inputs["x"])
+            gc.disable()
+            try:
+                sock.close()
+                wait_for(lambda: len(engine.cancelled) == 1)
+                engine.cancelled.clear()
+                wait_for(lambda: data() is None)
+            finally:
+                gc.enable()
 
     def test_an_answer_for_a_client_that_left_is_dropped(self, server, engine):
         engine.held = []

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, Unimplemented
 from salver.core.tensors import NUMPY_DTYPES, Signature, TensorSpec
 from salver.server.frontends import jsonio
@@ -24,15 +25,7 @@ from salver.server.frontends.oip.elements import (
     to_bytes,
     to_json,
 )
-from salver.server.frontends.oip.messages import (
-    Array,
-    Decoded,
-    OutputWish,
-    Parameters,
-    PlainRequest,
-    RawRequest,
-    Wanted,
-)
+from salver.server.frontends.oip.messages import Decoded, OutputWish, Parameters, PlainRequest, RawRequest, Wanted
 from salver.server.frontends.oip.shortcut import UNSURE, Shortcut
 
 Body = bytes | list[bytes | memoryview]
@@ -189,7 +182,7 @@ class ModelCodec:
 
     def output_names(self, wishes: tuple[OutputWish, ...] | None) -> tuple[str, ...] | None:
         """The outputs to ask the engine for: None for all of them, in order, so that such requests can be merged."""
-        if wishes is None:
+        if wishes is None or wishes is self._all_binary:
             return None
         names = tuple(wish.name for wish in wishes)
         return None if names == self.signature.output_names else names
@@ -229,8 +222,7 @@ class ModelCodec:
             else:
                 parts.append(b'%b,"data":%b}' % (prefix, to_json(array, spec.datatype)))
         head = b'%b"outputs":[%b]}' % (opening, b",".join(parts))
-        any_binary = any(wish.binary for wish in wishes)
-        return [head, *blobs], len(head) if any_binary else None
+        return [head, *blobs], len(head) if blobs else None
 
     def _prefix(self, spec: TensorSpec, shape: tuple[int, ...]) -> bytes:
         key = (spec.name, spec.datatype, shape)

@@ -6,17 +6,19 @@ import json
 import math
 import struct
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, format_shape
 from salver.core.tensors import NUMPY_DTYPES
 from salver.server.frontends import jsonio
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 
 JSON_KINDS: Final[dict[str, type]] = {
     name: bool if name == "BOOL" else str if name == "BYTES" else float if name[0] in "FB" else int

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from salver.core.arrays import Array
+
 Parameters = dict[str, Any]
 
 

@@ -9,9 +9,10 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from salver.core.arrays import Array
 from salver.core.tensors import TensorSpec
 from salver.server.frontends.oip.elements import JSON_KINDS, pack
-from salver.server.frontends.oip.messages import Array, Decoded, HeadRequest, OutputWish, Parameters, Wanted
+from salver.server.frontends.oip.messages import Decoded, HeadRequest, OutputWish, Parameters, Wanted
 
 
 def _fast_request(kind: type) -> Any:

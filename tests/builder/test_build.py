@@ -1,0 +1,192 @@
+"""A whole build on small models: what is refused before anything long begins, and what comes out."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import salver
+from salver.core.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+)
+
+WIDTH = 64
+CLASSES = 4
+
+
+def _weights(*shape: int, seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).normal(size=shape) / np.sqrt(shape[0])).astype(np.float32)
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    """Two layers: large enough that 8 bits are faster, small enough for a second."""
+    return _save(tmp_path / "net.onnx", ["batch", WIDTH], ["batch", CLASSES])
+
+
+def _save(path: Path, given: list[Any], made: list[Any], *, unbatched: bool = False) -> Path:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "w2"], ["s" if unbatched else "scores"]),
+    ]
+    if unbatched:
+        nodes.append(helper.make_node("ReduceMean", ["s"], ["scores"], axes=[0], keepdims=0))
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, given)],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, made)],
+        [
+            numpy_helper.from_array(_weights(WIDTH, 512), "w1"),
+            numpy_helper.from_array(_weights(512, CLASSES, seed=1), "w2"),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def _data(rows: int, *inner: int) -> dict[str, np.ndarray]:
+    x = np.random.default_rng(2).normal(size=(rows, *(inner or (WIDTH,)))).astype(np.float32)
+    scores = np.maximum(x @ _weights(WIDTH, 512), 0) @ _weights(512, CLASSES, seed=1)
+    scores = scores if scores.ndim == 2 else scores.mean(axis=1)
+    return {"x": x, "label": scores.argmax(axis=1)}
+
+
+def test_a_build_seals_a_bundle_with_a_verdict_for_every_candidate(network: Path, tmp_path: Path) -> None:
+    began = time.monotonic()
+    bundle = salver.build(
+        network, _data(900), max_drop="3pp", budget_s=10, output=tmp_path / "net.salver", cache=tmp_path / "cache"
+    )
+    assert time.monotonic() - began < 60
+    with bundle:
+        record = bundle.record
+        assert record is not None
+        names = [c.name for c in record.candidates]
+        assert names[:3] == ["original", "runtime default: quantize_dynamic", "runtime default: quantize_static"]
+        assert all(c.verdict.reason for c in record.candidates)
+        assert record.chosen in names
+        assert sum(record.splits.values()) == 900
+        answers = bundle.predict({"x": _data(5)["x"]})
+    assert answers["scores"].shape == (5, CLASSES)
+    assert [p.name for p in tmp_path.glob("*.partial")] == []
+
+
+def test_a_model_without_batch_dimension_is_built(tmp_path: Path) -> None:
+    path = _save(tmp_path / "single.onnx", [6, WIDTH], [CLASSES], unbatched=True)
+    data = _data(120, 6, WIDTH)
+    with salver.build(
+        path, data, max_drop="10pp", budget_s=5, output=tmp_path / "single.salver", cache=tmp_path / "cache"
+    ) as bundle:
+        record = bundle.record
+        assert record is not None
+        assert not [c for c in record.candidates if c.verdict.outcome == "failed"]
+        assert not record.hints["merge"]
+        assert bundle.signature.inputs[0].shape == (6, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "error", "message"),
+    [
+        ({"x": np.zeros((1, WIDTH), np.float32), "label": np.zeros(1, int)}, {}, InvalidArgument, "has 1 example;"),
+        ({"label": np.arange(60) % 7}, {}, InvalidArgument, "label 4 is out of range"),
+        ({"label": np.linspace(0.0, 1.0, 60)}, {}, InvalidArgument, "for a regression say --metric mse"),
+        ({}, {"metric": "acuracy"}, InvalidArgument, "Did you mean 'accuracy'"),
+        ({}, {"max_drop": "5"}, InvalidArgument, "write '5pp'"),
+        ({}, {"metric": "mse"}, InvalidArgument, "percentage points mean nothing"),
+        ({}, {"budget_s": 0}, InvalidArgument, "budget"),
+        ({}, {"output": Path("no") / "such" / "folder.salver"}, NotFound, "no such folder for the bundle"),
+        ({"x": np.zeros((60, WIDTH - 1), np.float32)}, {}, InvalidArgument, r"got shape \[batch, 63\]"),
+    ],
+)
+def test_what_can_never_work_is_refused(
+    network: Path,
+    tmp_path: Path,
+    change: dict[str, Any],
+    settings: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    given = {"output": tmp_path / "net.salver", "cache": tmp_path / "cache", "budget_s": 5.0, **settings}
+    with pytest.raises(error, match=message):
+        salver.build(network, {**_data(60), **change}, **given)
+    assert not (tmp_path / "net.salver").exists()
+
+
+def test_labels_that_are_not_numbers_stop_a_regression(network: Path, tmp_path: Path) -> None:
+    labels = np.zeros((60, CLASSES), np.float32)
+    labels[59, 0] = np.nan
+    with pytest.raises(InvalidArgument, match="some labels are NaN"):
+        salver.build(
+            network,
+            {"x": _data(60)["x"], "label": labels},
+            metric="mse",
+            max_drop="5%",
+            budget_s=5,
+            output=tmp_path / "net.salver",
+            cache=tmp_path / "cache",
+        )
+
+
+def test_a_metric_that_needs_labels_says_so(network: Path, tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition, match="needs labels and the data has none"):
+        salver.build(network, {"x": _data(60)["x"]}, metric="accuracy", cache=tmp_path / "cache")
+
+
+def test_a_cache_that_cannot_be_written_is_named(network: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises((FailedPrecondition, PermissionDenied), match="file"):
+        salver.build(network, _data(60), cache=tmp_path / "file" / "cache", output=tmp_path / "net.salver")
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(network: Path, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(ResourceExhausted, match="the disk is full"):
+            salver.build(network, _data(60), cache=tmp_path / "cache", output=tmp_path / "net.salver", budget_s=5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.glob("*.salver*"))
+    assert not list((tmp_path / "cache" / "imports").glob("new-*"))
+
+
+def test_ctrl_c_before_there_is_anything_to_seal_leaves_nothing(network: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "val.npz", **_data(600))
+    with tempfile.TemporaryDirectory(dir=tmp_path) as scratch:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "salver", "build", network, "--data", tmp_path / "val.npz"),
+                *("--budget", "10m", "--cache", tmp_path / "cache", "-o", tmp_path / "net.salver"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "TMPDIR": scratch},
+            text=True,
+        )
+        while process.poll() is None and not (tmp_path / "cache" / "trials").is_dir():
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        left = list(Path(scratch).glob("salver-*"))
+    assert process.returncode == 130, errors
+    assert errors.strip().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in errors
+    assert left == []
+    assert not list(tmp_path.glob("*.salver*"))
