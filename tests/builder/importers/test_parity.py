@@ -68,3 +68,30 @@ def test_another_shape_and_nan_are_differences() -> None:
         compared(lambda o: {**o, "p": o["p"][:, :2]}, sizes=(20,))
     with pytest.raises(ParityFailed, match="the import nan"):
         compared(lambda o: {**o, "p": np.full_like(o["p"], np.nan)})
+
+
+def _beside(large: float, difference: float) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    return lambda inputs: {"p": np.stack([inputs["x"][:, 0] * 0 + large, inputs["x"][:, 0] + difference], axis=1)}
+
+
+@pytest.mark.parametrize(("difference", "fails"), [(3e-4, False), (3e-2, True)])
+def test_a_small_value_beside_a_large_one_carries_its_rounding_and_no_more(difference: float, fails: bool) -> None:
+    specs = [TensorSpec(name="p", datatype="FP32", shape=("batch", 2))]
+
+    def run() -> Any:
+        probe = Probe({"x": X}, len(X), "data")
+        return certify(
+            _beside(500.0, 0.0),
+            _beside(500.0, difference),
+            probe,
+            (20,),
+            described="test",
+            specs=specs,
+            tolerance=1e-4,
+        )
+
+    if fails:
+        with pytest.raises(ParityFailed):
+            run()
+    else:
+        assert run().outputs[0].max_rel > 1e-4

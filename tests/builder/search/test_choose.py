@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salver.builder.search.choose import choose, finite_gate, gain, objective_gate, order, pareto_front
-from salver.evaluation.types import CandidateRecord, Evaluation, Interval, Latency, Quality, Verdict
+from salver.builder.search.choose import choose, finite_gate, gain, is_hopeful, objective_gate, order, pareto_front
+from salver.evaluation.types import CandidateRecord, Evaluation, Interval, Latency, Margin, Quality, Verdict
 
 
 def evaluation(speedup: float = 2.0, size: int = 250, drop: float = 0.0, width: float = 0.02) -> Evaluation:
@@ -107,3 +107,28 @@ def test_the_front_holds_no_dominated_candidate(points: list[tuple[float, int, f
 def test_order_keeps_everyone_once(points: list[tuple[float, int]]) -> None:
     made = [candidate(str(i), speedup=s, size=z) for i, (s, z) in enumerate(points)]
     assert sorted(c.name for c in order(made, "latency")) == sorted(c.name for c in made)
+
+
+def test_what_is_neither_faster_nor_smaller_is_not_worth_a_change() -> None:
+    chosen, why = choose([ORIGINAL, candidate("slim", speedup=1.02, size=990)], "latency")
+    assert chosen == "original"
+    assert "not worth a change" in why[0]
+    assert choose([ORIGINAL, candidate("small", speedup=1.02, size=500)], "latency")[0] == "small"
+
+
+def test_hope_needs_room_below_the_margin_and_enough_examples() -> None:
+    equal = Quality(
+        metric="accuracy",
+        higher_is_better=True,
+        value=0.9,
+        baseline=0.9,
+        drop=0.0,
+        drop_ci=Interval(low=-0.01, high=0.01),
+        drop_upper=0.01,
+        method="",
+        examples=400,
+        discordant=0,
+    )
+    assert is_hopeful(equal, 299, Margin(value=0.01))  # ln 0.05 / ln 0.99
+    assert not is_hopeful(equal, 298, Margin(value=0.01))
+    assert not is_hopeful(evaluation(drop=0.02).steer[0], 10**9, Margin(value=0.01))

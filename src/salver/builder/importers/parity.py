@@ -16,7 +16,7 @@ from salver.core.tensors import TensorSpec
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 _SINGLE_ROWS: Final = 16
-_ROUNDING: Final = 4e-6  # of the largest value in a row: some tens of units in the last place of fp32
+_CANCELLATION: Final = 0.04  # at a tolerance of 1e-4, some tens of units in the last place of a row's largest value
 _RESOLUTION: Final = {"FP16": 2.0**-8, "BF16": 2.0**-5}
 
 
@@ -140,12 +140,13 @@ def _compare_floats(name: str, a: Array, b: Array, tolerance: float) -> OutputPa
     with np.errstate(invalid="ignore"):
         same = (x == y) | (np.isnan(x) & np.isnan(y))
         absolute = np.where(same, 0.0, np.abs(x - y))
-        # Where large terms cancel, a small result carries the rounding of the large ones beside it.
-        noise = _ROUNDING * np.abs(x).reshape(len(x) if x.ndim else 1, -1).max(axis=1, initial=0.0)
-        noise = noise.reshape(-1, *([1] * (x.ndim - 1))) if x.ndim else noise[0]
-        relative = np.where(same, 0.0, np.maximum(absolute - noise, 0.0) / (1 + np.abs(x)))
+        relative = np.where(same, 0.0, absolute / (1 + np.abs(x)))
     absolute, relative = (np.where(np.isnan(v), np.inf, v) for v in (absolute, relative))
     by_row = relative.reshape(len(x) if x.ndim else 1, -1)
+    # Where large terms cancel, a small result carries the rounding of the large ones beside it.
+    sizes = np.where(np.isfinite(x), np.abs(x), 0.0).reshape(by_row.shape)
+    noise = _CANCELLATION * tolerance * sizes.max(axis=1, keepdims=True, initial=0.0)
+    by_row = np.where(absolute.reshape(by_row.shape) <= noise, 0.0, by_row)
     row = int(by_row.max(axis=1).argmax())
     if by_row[row].max() > tolerance:
         limit = f"the limit is {tolerance:g} relative to 1 + |original|"
