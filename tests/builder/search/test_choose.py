@@ -132,3 +132,9 @@ def test_hope_needs_room_below_the_margin_and_enough_examples() -> None:
     assert is_hopeful(equal, 299, Margin(value=0.01))  # ln 0.05 / ln 0.99
     assert not is_hopeful(equal, 298, Margin(value=0.01))
     assert not is_hopeful(evaluation(drop=0.02).steer[0], 10**9, Margin(value=0.01))
+
+
+def test_a_smaller_model_that_is_slower_says_so() -> None:
+    chosen, why = choose([ORIGINAL, candidate("tiny", speedup=0.5, size=100)], "size")
+    assert chosen == "tiny"
+    assert "2.00x slower and 10.00x smaller" in why[0]

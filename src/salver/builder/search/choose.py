@@ -137,9 +137,10 @@ def choose(candidates: Sequence[CandidateRecord], objective: Objective) -> tuple
             *_tally(candidates),
         )
     chosen = order(worthwhile, objective)[0]
-    smaller, faster = _gain_of(chosen, "size"), _gain_of(chosen, "latency")
+    speed = _times(_gain_of(chosen, "latency"), "faster", "slower")
+    size = _times(_gain_of(chosen, "size"), "smaller", "larger")
     best = max(_gain_of(c, objective) for c in accepted)
-    reasons = [f"'{chosen.name}' is sealed: {faster:.2f}x faster and {smaller:.2f}x smaller than the original."]
+    reasons = [f"'{chosen.name}' is sealed: {speed} and {size} than the original."]
     if len(accepted) > 1:
         equals = sum(_gain_of(c, objective) >= best * (1 - TIE) for c in accepted)
         those = "one of them is" if equals == 1 else f"{equals} of them are"
@@ -164,6 +165,10 @@ def order(candidates: Sequence[CandidateRecord], objective: Objective) -> list[C
         ranked.append(first)
         left.remove(first)
     return ranked
+
+
+def _times(gained: float, better: str, worse: str) -> str:
+    return f"{gained:.2f}x {better}" if gained >= 1.0 else f"{1 / gained:.2f}x {worse}"
 
 
 def _gain_of(candidate: CandidateRecord, objective: Objective) -> float:

@@ -30,6 +30,7 @@ from salver.builder.search.choose import (
     pareto_front,
     steer_gate,
 )
+from salver.builder.search.interrupt import Interrupts
 from salver.builder.search.isolate import run_isolated
 from salver.builder.search.recipes import (
     SLIM,
@@ -131,6 +132,7 @@ class Search:
         self._tools = tools
         self._on_event = on_event
         self._tried: dict[str, _Tried] = {}
+        self._interrupts = Interrupts()
         self._began_s = time.monotonic()
         self._certify_rows = 0
         self._finalist_s = 0.0
@@ -148,7 +150,9 @@ class Search:
         self._measure_original()
         interrupted = False
         try:
-            self._explore()
+            with self._interrupts:
+                self._explore()
+                self._interrupts.check()
         except KeyboardInterrupt:
             interrupted = True
             self._tell("search", "interrupted: certifying the best so far")
@@ -218,6 +222,7 @@ class Search:
         fresh = [p for p in proposals if p.name not in self._tried]
         self._planned += len(fresh)
         for proposal in fresh:
+            self._interrupts.check()
             if self._left_s() < self._reserve_s() + _LEAST_TRIAL_S:
                 self._tell("search", "the budget for searching is spent")
                 return False
