@@ -66,11 +66,12 @@ def table(record: dict[str, Any]) -> str:
         if measured:
             timed = measured["latency"][0]
             ratio = measured["baseline_size_bytes"] / measured["size_bytes"]
+            size = f"{ratio:.2f}x smaller" if ratio > 1 else f"{1 / ratio:.2f}x larger" if ratio < 1 else "same"
             quality = (measured["certify"] or measured["steer"])[0]
             cells = [
                 f"{timed['speedup']:.2f}x ({timed['speedup_ci']['low']:.2f}-{timed['speedup_ci']['high']:.2f})",
-                f"{ratio:.2f}x smaller",
-                f"{quality['value']:.4f} ({quality['role']}, n={quality['examples']})",
+                size,
+                f"{quality['value']:.4f} ({quality.get('role', 'steer')}, n={quality['examples']})",
             ]
         name = f"**{candidate['name']}**" if candidate["name"] == record["chosen"] else candidate["name"]
         verdict = candidate["verdict"]

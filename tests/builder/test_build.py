@@ -109,7 +109,8 @@ def test_a_model_without_batch_dimension_is_built(tmp_path: Path) -> None:
         ({"label": np.linspace(0.0, 1.0, 60)}, {}, InvalidArgument, "for a regression say --metric mse"),
         ({}, {"metric": "acuracy"}, InvalidArgument, "Did you mean 'accuracy'"),
         ({}, {"max_drop": "5"}, InvalidArgument, "write '5pp'"),
-        ({}, {"metric": "mse"}, InvalidArgument, "percentage points mean nothing"),
+        ({}, {"max_drop": "a lot"}, InvalidArgument, "expected percentage points"),
+        ({}, {"metric": "mse", "max_drop": "1pp"}, InvalidArgument, "percentage points mean nothing"),
         ({}, {"budget_s": 0}, InvalidArgument, "budget"),
         ({}, {"output": Path("no") / "such" / "folder.salver"}, NotFound, "no such folder for the bundle"),
         ({"x": np.zeros((60, WIDTH - 1), np.float32)}, {}, InvalidArgument, r"got shape \[batch, 63\]"),
@@ -127,6 +128,38 @@ def test_what_can_never_work_is_refused(
     with pytest.raises(error, match=message):
         salver.build(network, {**_data(60), **change}, **given)
     assert not (tmp_path / "net.salver").exists()
+
+
+@pytest.mark.parametrize(("metric", "allowed"), [("mse", "1%"), ("agreement", "0.5pp")])
+def test_the_margin_follows_the_metric(network: Path, tmp_path: Path, metric: str, allowed: str) -> None:
+    data = {"x": _data(60)["x"], "label": np.zeros((60, CLASSES), np.float32)}
+    output, cache = tmp_path / "net.salver", tmp_path / "cache"
+    with salver.build(network, data, metric=metric, budget_s=1, output=output, cache=cache) as bundle:
+        record = bundle.record
+        assert record is not None
+        assert record.settings["max_drop"] == allowed
+        assert record.settings["margin"] == {"value": 0.01 if metric == "mse" else 0.005, "relative": metric == "mse"}
+
+
+def test_a_model_of_one_row_at_a_time_is_built(tmp_path: Path) -> None:
+    """Its ``Reshape`` holds the batch, so that it cannot be made dynamic."""
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "shape"], ["r"]), helper.make_node("MatMul", ["r", "w"], ["scores"])],
+        "fixed",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, WIDTH // 2])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, CLASSES])],
+        [
+            numpy_helper.from_array(_weights(WIDTH, CLASSES), "w"),
+            numpy_helper.from_array(np.array([1, WIDTH]), "shape"),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    data, output = {"x": _data(60)["x"].reshape(60, 2, -1)}, tmp_path / "m.salver"
+    with salver.build(tmp_path / "m.onnx", data, budget_s=3, output=output, cache=tmp_path / "cache") as bundle:
+        record = bundle.record
+        assert record is not None
+        assert not [c for c in record.candidates if c.verdict.outcome == "failed"]
+        assert bundle.signature.inputs[0].shape[0] == 1
 
 
 def test_labels_that_are_not_numbers_stop_a_regression(network: Path, tmp_path: Path) -> None:

@@ -55,6 +55,16 @@ def test_a_column_may_stand_for_a_matrix_of_one_column_and_the_reverse() -> None
     assert (got["a"].shape, got["b"].shape) == ((3, 1), (3,))
 
 
+def test_a_row_is_a_whole_input_where_the_inputs_share_no_first_dimension() -> None:
+    columns = {"x": np.zeros((4, 1, 6)), "state": np.zeros((4, 2, 1, 3)), "rate": np.arange(4)}
+    inputs = [spec("x", "FP32", "n", "length"), spec("state", "FP32", 2, "n", 3), spec("rate", "INT64")]
+    got = bound(columns, *inputs)
+    assert [got[name].shape for name in columns] == [(4, 1, 6), (4, 2, 1, 3), (4,)]
+    got = bound({**columns, "x": np.zeros((4, 6))}, *inputs)
+    assert got["x"].shape == (4, 6)
+    assert bound({"only": np.arange(4)}, spec("rate", "FP32"))["rate"].shape == (4,)
+
+
 def test_binding_again_starts_from_the_columns() -> None:
     first = bind(open_dataset({"x": np.array([1.5, 2.5])}), signature(spec("x", "FP32", "batch", 1)))
     again = bind(first, signature(spec("z", "FP64", "batch")))
@@ -72,7 +82,8 @@ def test_binding_again_starts_from_the_columns() -> None:
         ({"x": np.array(["a"])}, [spec("x", "FP32", "batch")], "got datatype BYTES, expected FP32"),
         ({"a": np.zeros(4)}, [spec("x", "FP32", "batch"), spec("z", "FP32", "batch")], "no column for input 'x', 'z'"),
         ({"a": np.zeros(4), "b": np.zeros(4)}, [spec("x", "FP32", "batch", 3)], "no column for input 'x'.*'a' FP64"),
-        ({"x": np.zeros(4)}, [spec("x", "FP32")], "no batch dimension"),
+        ({"x": np.zeros((4, 2))}, [spec("x", "FP32")], r"got shape \[batch, 2\], expected \[\]"),
+        ({"x": np.zeros((4, 1, 3))}, [spec("x", "FP32", "batch", 3)], r"got shape \[batch, 1, 3\]"),
         ({"x": np.zeros((5, 2))}, [spec("x", "FP32", 4, 2)], "fixed at 4 .* has 5 examples"),
         (
             {"a": np.zeros((4, 3)), "b": np.zeros((4, 5))},

@@ -166,7 +166,7 @@ class OnnxRuntimeSession(Session):
         for spec in self._signature.inputs:
             if spec.name not in inputs:
                 raise InvalidArgument(f"the model refused its inputs: input '{spec.name}' is missing")
-            array = np.ascontiguousarray(inputs[spec.name])
+            array = np.asarray(inputs[spec.name], order="C")
             feed[spec.name] = (
                 ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _BFLOAT16)
                 if spec.datatype == "BF16"
@@ -301,4 +301,4 @@ def _prefix() -> re.Pattern[str]:
 
 def _first_line(error: Exception) -> str:
     text = _prefix().sub("", str(error)).strip()
-    return (text.splitlines() or [type(error).__name__])[0][:500]
+    return (text.splitlines() or [type(error).__name__])[0][:500].rstrip(" :")

@@ -33,7 +33,7 @@ from salver.core.model import Model
 from salver.datasets import bind, open_dataset
 from salver.evaluation.host import describe_host
 from salver.evaluation.metrics import make_metric
-from salver.evaluation.noninferiority import check_margin, parse_margin
+from salver.evaluation.noninferiority import check_margin, default_margin, parse_margin
 from salver.evaluation.types import BuildRecord
 
 _GOLDEN_ROWS: Final = 16
@@ -58,7 +58,7 @@ def build(
     data: Any,
     *,
     metric: str | None = None,
-    max_drop: str = "0.5pp",
+    max_drop: str | None = None,
     objective: Objective = "latency",
     threads: int = 1,
     batch: int = 1,
@@ -84,7 +84,8 @@ def build(
         data: validation examples: a file, a folder, ``module:function``, a dict of arrays, or a `Dataset`.
         metric: a metric's name or ``module:function``; without it ``accuracy`` where there are labels, else
             ``agreement``.
-        max_drop: how much worse is still not worse: ``0.5pp`` (percentage points) or ``1%`` (relative).
+        max_drop: how much worse is still not worse: ``0.5pp`` (percentage points) or ``1%`` (relative); without it
+            ``0.5pp`` where the metric is a share (accuracy, top-5, auc, agreement), else ``1%``.
         objective: what has to get better.
         threads, batch: at which latency is measured.
         calibration: examples for calibration; without it a part of ``data`` that is used for nothing else.
@@ -111,7 +112,8 @@ def build(
     began = time.monotonic()
     tell = on_event or _ignore
     _check_numbers(threads, batch, budget_s)
-    margin = parse_margin(max_drop)
+    if max_drop is not None:
+        parse_margin(max_drop)  # refuses what is no margin before anything long begins
     cache_dir = Path(cache) if cache is not None else default_cache_dir()
     examples = open_dataset(data, label=label)
     tell(BuildEvent(stage="import", message="importing and checking parity", left_s=budget_s))
@@ -125,7 +127,8 @@ def build(
     judge = make_metric(wanted, imported.model.signature)  # refuses a wrong name before anything long begins
     if judge.needs_labels and examples.label_spec is None:
         judge.require_labels(None)
-    check_margin(judge, max_drop)
+    allowed = max_drop or default_margin(judge)
+    check_margin(judge, allowed)
     chosen_name = name or _name_of(source)
     target = Path(output) if output is not None else Path(f"{chosen_name}.salver")
     if not target.absolute().parent.is_dir():
@@ -134,7 +137,7 @@ def build(
         parts = _deal(examples, calibration, imported.model, seed, Path(scratch))
         settings = SearchSettings(
             metric=wanted,
-            margin=margin,
+            margin=parse_margin(allowed),
             objective=objective,
             threads=threads,
             batch=batch,
@@ -155,7 +158,7 @@ def build(
         ).run()
         tell(BuildEvent(stage="seal", message=f"sealing {result.chosen}", elapsed_s=time.monotonic() - began))
         record = BuildRecord(
-            settings={**msgspec.to_builtins(settings), "max_drop": max_drop, "golden": golden, "seed": seed},
+            settings={**msgspec.to_builtins(settings), "max_drop": allowed, "golden": golden, "seed": seed},
             splits={role: len(part) for role, part in parts.items()},
             candidates=result.candidates,
             chosen=result.chosen,

@@ -97,10 +97,10 @@ def split_rows(rows: Mapping[str, Array], signature: Signature, limit: int) -> I
     starts = np.unique(np.linspace(0, max(total - step, 0), min(limit, max(total // step, 1))).astype(np.int64))
     for start in starts:
         request = {
-            name: array[start] if _is_stacked(array, signature.input(name)) else array[start : start + step]
+            name: array[start, ...] if _is_stacked(array, signature.input(name)) else array[start : start + step]
             for name, array in rows.items()
         }
-        request = {name: np.ascontiguousarray(array) for name, array in request.items()}
+        request = {name: np.asarray(array, order="C") for name, array in request.items()}
         signature.check(request)
         yield request
 
@@ -206,7 +206,7 @@ def _jitter(inputs: dict[str, Array], signature: Signature, seed: int) -> dict[s
     rng = np.random.default_rng(seed)
     floats = {s.name for s in signature.inputs if s.datatype in ("FP32", "FP64")}
     return {
-        name: (array * (1.0 + JITTER * rng.standard_normal(array.shape))).astype(array.dtype)
+        name: np.asarray(array * (1.0 + JITTER * rng.standard_normal(array.shape)), array.dtype)
         if name in floats
         else array
         for name, array in inputs.items()

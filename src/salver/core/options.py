@@ -92,7 +92,7 @@ OPTIONS: Final = (
         kind="margin",
         verbs=_BUILD,
         example="1%",
-        default="0.5pp",
+        default="(0.5pp where the metric is a share, such as accuracy; else 1%)",
         help="How much worse is still not worse, in percentage points (0.5pp) or relative (1%)",
     ),
     Option(

@@ -73,14 +73,13 @@ def bind(dataset: Dataset, signature: Signature) -> BoundDataset:
 
     By name; else the only column to the only input; else, for the only input ``[batch, n]``, n scalar columns of
     numbers in their order. A column ``[batch]`` may stand for ``[batch, 1]`` and the reverse; no other layout is
-    guessed. Values are cast only if they stay the same (floating-point ones may be rounded to a narrower
-    floating-point type). Columns that no input wants are left out where inputs were found by name.
+    guessed. Where the inputs share no first dimension, a row may also be a whole input. Values are cast only if they
+    stay the same (floating-point ones may be rounded to a narrower floating-point type). Columns that no input wants
+    are left out where inputs were found by name.
 
     Raises:
-        InvalidArgument: names, datatypes or shapes that do not fit; zero examples; an input without a batch
-        dimension; a model
-            whose batch is fixed at a size that does not divide the number of examples. Values that cannot be cast
-            are found while reading.
+        InvalidArgument: names, datatypes or shapes that do not fit; zero examples; a model whose batch is fixed at a
+            size that does not divide the number of examples. Values that cannot be cast are found while reading.
     """
     if isinstance(dataset, BoundDataset):
         dataset = dataset._base
@@ -95,11 +94,12 @@ def bind(dataset: Dataset, signature: Signature) -> BoundDataset:
 def _match(dataset: Dataset, signature: Signature) -> list[_Feed]:
     columns = {spec.name: spec for spec in dataset.columns}
     if all(spec.name in columns for spec in signature.inputs):
-        return [_feed(dataset, spec, columns[spec.name]) for spec in signature.inputs]
+        alone = _share_no_leading(signature)
+        return [_feed(dataset, spec, columns[spec.name], alone) for spec in signature.inputs]
     if len(signature.inputs) == 1:
         (spec,) = signature.inputs
         if len(columns) == 1:
-            return [_feed(dataset, spec, next(iter(columns.values())))]
+            return [_feed(dataset, spec, next(iter(columns.values())), not spec.shape)]
         width = spec.shape[1] if len(spec.shape) == 2 else None
         scalars = all(len(c.shape) == 1 and can_cast(c.datatype, spec.datatype) for c in columns.values())
         if scalars and columns and (width == len(columns) or isinstance(width, str)):
@@ -114,16 +114,15 @@ def _match(dataset: Dataset, signature: Signature) -> list[_Feed]:
     )
 
 
-def _feed(dataset: Dataset, spec: TensorSpec, column: TensorSpec) -> _Feed:
+def _feed(dataset: Dataset, spec: TensorSpec, column: TensorSpec, alone: bool) -> _Feed:
     where = f"input '{spec.name}', column '{column.name}' of '{dataset.source}'"
     if not can_cast(column.datatype, spec.datatype):
         raise InvalidArgument(f"{where}: got datatype {column.datatype}, expected {spec.datatype}; convert the column")
     given = column.shape[1:]
     if not spec.rank_known:
         return _Feed(spec, (column,), _sizes(given))
-    if not spec.shape:
-        raise InvalidArgument(f"{where}: the input has no batch dimension, so rows of a dataset cannot be fed to it")
-    expected = spec.shape if _is_one_example(spec, column) else spec.shape[1:]
+    whole = _is_one_example(spec, column) or (alone and len(column.shape) == len(spec.shape) + 1)
+    expected = spec.shape if whole else spec.shape[1:]
     if not given and len(expected) == 1 and (expected[0] == 1 or isinstance(expected[0], str)):
         return _Feed(spec, (column,), (1,))
     if given == (1,) and not expected:
@@ -151,9 +150,16 @@ def takes_single_examples(dataset: Dataset, signature: Signature) -> bool:
     )
 
 
+def _share_no_leading(signature: Signature) -> bool:
+    """Whether the inputs' first dimensions differ, or one has none: the model then takes one example at a time."""
+    first = {s.shape[0] if s.shape else None for s in signature.inputs if s.rank_known}
+    return len(first) > 1 or None in first
+
+
 def _is_one_example(spec: TensorSpec, column: TensorSpec) -> bool:
     """Whether the input takes one example and has no dimension for more: a column has just one dimension more."""
-    return isinstance(spec.shape[0], int) and spec.shape[0] > 1 and len(column.shape) == len(spec.shape) + 1
+    leading = spec.shape[0] if spec.shape else None
+    return isinstance(leading, int) and leading > 1 and len(column.shape) == len(spec.shape) + 1
 
 
 def _sizes(shape: Sequence[int | str]) -> tuple[int, ...]:

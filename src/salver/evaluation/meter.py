@@ -93,8 +93,9 @@ def measure_throughput(
         budget_s: seconds for all of it; half at most goes into finding the size.
     """
     end_s = time.perf_counter() + budget_s / 2
-    best, best_rate = 1, 0.0
-    if fixed_batch(candidate.signature) is None and fixed_batch(baseline.signature) is None:
+    fixed = fixed_batch(candidate.signature) or fixed_batch(baseline.signature)
+    best, best_rate = fixed or 1, 0.0
+    if fixed is None:
         for size in _BATCHES:
             batch = take_rows(inputs, size)
             run_ns = _quick_ns(candidate, batch)
@@ -106,8 +107,7 @@ def measure_throughput(
                 best, best_rate = size, rate
             if rate < 0.8 * best_rate or time.perf_counter() > end_s:
                 break
-        inputs = take_rows(inputs, best)
-    return measure(candidate, baseline, inputs, threads=threads, budget_s=budget_s / 2)
+    return measure(candidate, baseline, take_rows(inputs, best), threads=threads, budget_s=budget_s / 2)
 
 
 def take_rows(inputs: Mapping[str, Array], count: int) -> dict[str, Array]:

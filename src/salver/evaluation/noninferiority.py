@@ -49,6 +49,11 @@ def parse_margin(text: str) -> Margin:
     return Margin(value=number / 100.0 if unit else number, relative=unit == "%")
 
 
+def default_margin(metric: Metric) -> str:
+    """The margin where nobody names one: half a percentage point of a share, one percent of anything else."""
+    return "0.5pp" if metric.is_share else "1%"
+
+
 def check_margin(metric: Metric, text: str) -> None:
     """Refuse a margin that means nothing for a metric.
 

@@ -167,7 +167,7 @@ class RowRunner:
 
 
 def _fit_rank(spec: TensorSpec, array: Array) -> Array:
-    return array[0] if spec.rank_known and array.ndim == len(spec.shape) + 1 else array
+    return array[0, ...] if spec.rank_known and array.ndim == len(spec.shape) + 1 else array
 
 
 def fit_run(signature: Signature, inputs: Mapping[str, Array]) -> dict[str, Array]:

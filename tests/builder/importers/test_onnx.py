@@ -167,6 +167,40 @@ def test_an_ir_version_from_the_future_is_lowered(tmp_path: Path) -> None:
     assert "IR version 99 was lowered" in notes(imported)
 
 
+def shuffled(node: onnx.NodeProto) -> onnx.ModelProto:
+    """A graph whose nodes stand in the wrong order, one of them read by a branch only."""
+    nodes = [
+        helper.make_node("If", ["positive"], ["y"], then_branch=branch("a", "r"), else_branch=branch("b", "w")),
+        helper.make_node("Greater", ["total", "zero"], ["positive"]),
+        helper.make_node("ReduceSum", ["r"], ["total"], keepdims=0),
+        node,
+    ]
+    weights = {"zero": np.float32(0), "w": np.ones((1, 4), np.float32)}
+    return model(nodes, [value("x", "n", 4)], [value("y", None, 4)], weights=weights)
+
+
+def branch(name: str, reads: str) -> onnx.GraphProto:
+    nodes = [
+        helper.make_node("Add", ["x", reads], [f"{name}_s"]),
+        helper.make_node("Neg", [f"{name}_s"], [f"{name}_y"]),
+    ]
+    return helper.make_graph(nodes, name, [], [value(f"{name}_y", "n", 4)])
+
+
+def test_nodes_in_the_wrong_order_are_sorted(tmp_path: Path) -> None:
+    imported = load_model(shuffled(helper.make_node("Relu", ["x"], ["r"])), workdir=tmp_path)
+    assert "nodes were sorted" in notes(imported)
+    onnx.checker.check_model(str(imported.model.path))
+    x = np.ones((2, 4), np.float32)
+    with open_session(imported.model) as session:
+        np.testing.assert_array_equal(session.run({"x": x})["y"], -2 * x)
+
+
+def test_a_cycle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CorruptArtifact, match=r"cycl|acyclic|sorted"):
+        load_model(shuffled(helper.make_node("Mul", ["x", "total"], ["r"])), workdir=tmp_path)
+
+
 def test_control_flow_passes_with_its_constants(tmp_path: Path) -> None:
     def branch(name: str, factor: float) -> onnx.GraphProto:
         nodes = [

@@ -74,15 +74,19 @@ def _beside(large: float, difference: float) -> Callable[[Mapping[str, Any]], di
     return lambda inputs: {"p": np.stack([inputs["x"][:, 0] * 0 + large, inputs["x"][:, 0] + difference], axis=1)}
 
 
-@pytest.mark.parametrize(("difference", "fails"), [(3e-4, False), (3e-2, True)])
-def test_a_small_value_beside_a_large_one_carries_its_rounding_and_no_more(difference: float, fails: bool) -> None:
+@pytest.mark.parametrize(
+    ("large", "difference", "fails"), [(500.0, 3e-4, False), (500.0, 3e-2, True), (1e6, 3e-4, False), (1e6, 0.5, True)]
+)
+def test_a_small_value_beside_a_large_one_carries_its_rounding_and_no_more(
+    large: float, difference: float, fails: bool
+) -> None:
     specs = [TensorSpec(name="p", datatype="FP32", shape=("batch", 2))]
 
     def run() -> Any:
         probe = Probe({"x": X}, len(X), "data")
         return certify(
-            _beside(500.0, 0.0),
-            _beside(500.0, difference),
+            _beside(large, 0.0),
+            _beside(large, difference),
             probe,
             (20,),
             described="test",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -25,12 +25,16 @@ from salver.builder.importers.onnx_finish import Draft, backend_versions, finish
 from salver.builder.importers.onnx_signature import read_signature
 from salver.builder.importers.parity import Run
 from salver.builder.importers.probes import Probe, fit_rows, from_data, limit_rows, synthetic
+from salver.builder.onnx_graph import sort_nodes
 from salver.core.arrays import Array
 from salver.core.dataset import Dataset
 from salver.core.errors import CorruptArtifact, InvalidArgument, NotFound, ParityFailed, Unimplemented
 from salver.core.model import Blob, Step, digest_file
 from salver.core.tensors import Signature
-from salver.datasets import takes_single_examples
+from salver.datasets import bind, takes_single_examples
+from salver.evaluation.runner import fit_run
+
+_SORTED: Final = "nodes were sorted: some stood before those whose outputs they read"
 
 
 class OnnxImporter(Importer):
@@ -68,10 +72,11 @@ class OnnxImporter(Importer):
         external = copy_external(files, workdir)
         beside = tuple(Blob.of(path, location) for location, path in files.items())
         original, ir_note = open_original(model, (Blob.of(source), *beside), external, workdir)
-        check_model(model, source)
+        order_note = _SORTED if sort_nodes(model.graph) else ""
+        check_model(model, source.name, workdir)
         classes = drop_zipmap(model)
         dropped = drop_weight_inputs(model)
-        notes = [ir_note, raise_ir(model) if dropped or model.ir_version < 4 else ""]
+        notes = [ir_note, order_note, raise_ir(model) if dropped or model.ir_version < 4 else ""]
         signature = read_signature(model.graph)
         leading = read_leading(signature)
         if data is not None and takes_single_examples(data, signature):
@@ -110,7 +115,9 @@ def _noting(draft: Draft, note: str) -> Draft:
 
 def _probe(signature: Signature, leading: Leading, data: Dataset | None, run: Run) -> Probe:
     fixed = leading.fixed or 1
-    if data is not None and leading.batched:
+    if data is not None and not leading.batched:
+        return Probe(fit_run(signature, next(iter(bind(data, signature).batches(1))).inputs), 1, "data")
+    if data is not None:
         probe = fit_rows(from_data(data, with_batch(signature)), fixed)
     else:
         probe = synthetic(signature, run, batched=leading.batched, multiple=fixed)

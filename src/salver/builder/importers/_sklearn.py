@@ -94,7 +94,7 @@ class SklearnImporter(Importer):
         notes: tuple[str, ...],
     ) -> Imported:
         graph = convert(estimator, columns)
-        check_model(graph, workdir / f"{type(estimator).__name__}.onnx")
+        check_model(graph, type(estimator).__name__, workdir)
         # The original gets numbers as precise as they are; the import rounds them to what its inputs take.
         exact = [c.with_number("FP64") for c in columns]
         wide = tuple(TensorSpec(name=c.name, datatype=c.datatype, shape=("batch", *c.inner)) for c in exact)

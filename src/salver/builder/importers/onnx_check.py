@@ -9,7 +9,7 @@ from typing import Final
 import onnx
 from onnx import checker, shape_inference, version_converter
 
-from salver.builder.importers.onnx_files import all_graphs, external_tensors
+from salver.builder.importers.onnx_files import all_graphs, external_tensors, write_onnx
 from salver.core.errors import CorruptArtifact, InvalidArgument, Unimplemented
 
 MIN_OPSET: Final = 13
@@ -61,16 +61,24 @@ def _missing(name: str, node: onnx.NodeProto, why: str) -> Unimplemented:
     )
 
 
-def check_model(model: onnx.ModelProto, path: Path) -> None:
-    """The ONNX checker, by path where the file has external data.
+def check_model(model: onnx.ModelProto, name: str, folder: Path) -> None:
+    """The ONNX checker, by way of a file in ``folder``, where external data lie, if there are any.
 
     Raises:
         CorruptArtifact: with the checker's reason.
     """
+    shaped = _with_shapes(model)
+    path = folder / "checked.onnx"
     try:
-        checker.check_model(str(path) if any(external_tensors(model)) else _with_shapes(model))
+        if any(external_tensors(shaped)):
+            write_onnx(shaped, path)
+            checker.check_model(str(path))
+        else:
+            checker.check_model(shaped)
     except _ERRORS as error:
-        raise CorruptArtifact(f"'{path.name}' is not a valid ONNX model: {first_line(error)}") from None
+        raise CorruptArtifact(f"'{name}' is not a valid ONNX model: {first_line(error)}") from None
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -161,4 +169,4 @@ def check_versions(model: onnx.ModelProto, name: str) -> None:
 def first_line(error: Exception) -> str:
     """The first line of a foreign message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:300]
+    return (lines or [type(error).__name__])[0][:300].rstrip(" :")

@@ -17,6 +17,7 @@ Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 _SINGLE_ROWS: Final = 16
 _CANCELLATION: Final = 0.04  # at a tolerance of 1e-4, some tens of units in the last place of a row's largest value
+_MOST_NOISE: Final = 0.01  # of the largest value that an element has in any row
 _RESOLUTION: Final = {"FP16": 2.0**-8, "BF16": 2.0**-5}
 
 
@@ -35,9 +36,12 @@ def certify(
 
     Args:
         batch_sizes: at size 1 the first few rows are run, at others all of them; ``(0,)`` runs the probe once, as it
-        is. specs: the outputs.
+            is.
+        specs: the outputs.
         tolerance: largest ``|a-b| / (1 + |a|)``; outputs of 16 bits have that of their own resolution when it is
-        larger. original_size: the only batch size at which the original runs, if there is but one.
+            larger. Rounding of the row's largest value is let pass too, up to 1 % of the largest that the same element
+            is in any row.
+        original_size: the only batch size at which the original runs, if there is but one.
 
     Raises:
         ParityFailed: naming output, input row and both values.
@@ -143,9 +147,12 @@ def _compare_floats(name: str, a: Array, b: Array, tolerance: float) -> OutputPa
         relative = np.where(same, 0.0, absolute / (1 + np.abs(x)))
     absolute, relative = (np.where(np.isnan(v), np.inf, v) for v in (absolute, relative))
     by_row = relative.reshape(len(x) if x.ndim else 1, -1)
-    # Where large terms cancel, a small result carries the rounding of the large ones beside it.
+    # Where large terms cancel, a small result carries the rounding of the large ones beside it. An element that is
+    # small in every row may be another quantity altogether, in which such an error would be no rounding.
     sizes = np.where(np.isfinite(x), np.abs(x), 0.0).reshape(by_row.shape)
-    noise = _CANCELLATION * tolerance * sizes.max(axis=1, keepdims=True, initial=0.0)
+    beside = sizes.max(axis=1, keepdims=True, initial=0.0)
+    own = sizes.max(axis=0, keepdims=True, initial=0.0)
+    noise = np.minimum(_CANCELLATION * tolerance * beside, _MOST_NOISE * own)
     by_row = np.where(absolute.reshape(by_row.shape) <= noise, 0.0, by_row)
     row = int(by_row.max(axis=1).argmax())
     if by_row[row].max() > tolerance:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +13,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from salver.backends import SessionOptions, find_backend, open_session
 from salver.backends.base import empty_like_signature
+from salver.builder.onnx_graph import sort_nodes
 from salver.builder.passes.base import Pass, PassContext
 from salver.core.arrays import Array
 from salver.core.dataset import Batch, Dataset
@@ -152,7 +152,7 @@ def finish(
     _restore_frame(original, changed)
     if changed == same:
         raise PassNotApplicable("nothing changed")
-    _sort_nodes(changed.graph)
+    sort_nodes(changed.graph)
     if sum(len(t.raw_data) for t in _tensors(changed.graph)) > _MAX_BYTES:
         raise PassNotApplicable(f"the result has more than {_MAX_BYTES} bytes")
     data = changed.SerializeToString(deterministic=True)
@@ -196,40 +196,6 @@ def _restore_frame(original: ModelProto, changed: ModelProto) -> None:
     changed.ClearField("opset_import")
     for domain in sorted(used | kept | {""}):
         changed.opset_import.add(domain=domain, version=versions.get(domain, 1))
-
-
-def _sort_nodes(graph: GraphProto) -> None:
-    """Every node after those whose outputs it reads, as ONNX demands and ONNX Runtime's quantizer leaves undone;
-    otherwise in the order given."""
-    nodes = list(graph.node)
-    maker = {name: i for i, node in enumerate(nodes) for name in node.output if name}
-    waits: list[set[int]] = []
-    followers: dict[int, list[int]] = {}
-    for i, node in enumerate(nodes):
-        waits.append({maker[name] for name in _reads(node) if name in maker})
-        for before in waits[i]:
-            followers.setdefault(before, []).append(i)
-    ready = [i for i, before in enumerate(waits) if not before]
-    done: list[int] = []
-    while ready:
-        i = heapq.heappop(ready)
-        done.append(i)
-        for after in followers.get(i, ()):
-            waits[after].discard(i)
-            if not waits[after]:
-                heapq.heappush(ready, after)
-    if len(done) == len(nodes) and done != sorted(done):
-        graph.ClearField("node")
-        graph.node.extend([nodes[i] for i in done])
-
-
-def _reads(node: NodeProto) -> Iterator[str]:
-    """Names a node reads, its subgraphs included: they see the tensors around them."""
-    yield from node.input
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            for inner in attribute.g.node:
-                yield from _reads(inner)
 
 
 def _domain(name: str) -> str:

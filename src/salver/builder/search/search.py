@@ -201,7 +201,8 @@ class Search:
     def _refinements(self) -> Iterator[Proposal]:
         ranked = order(self._pending(), self._settings.objective)
         if ranked:
-            yield from neighbors(ranked[0].recipe)
+            # The best may have no neighbors (the runtime's defaults have none): then those of the best that has.
+            yield from next(filter(None, (list(neighbors(record.recipe)) for record in ranked)), [])
             slimmed = self._tried.get(SLIM.name)
             if slimmed is not None and slimmed.record.verdict.outcome == "not-certified":
                 yield from after_slimming(ranked[0].name, ranked[0].recipe)
