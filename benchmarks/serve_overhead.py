@@ -4,14 +4,15 @@
     apt-get install nghttp2-client                    # h2load, the load
     python benchmarks/serve_overhead.py
 
-A tiny network (64-64-32-10), one row of JSON a request, 32 connections. Rounds alternate between the servers. The figure is
-CPU time of the server process per completed request (user and system, from /proc), which does not depend on how deep the
-queue is; cold start is from process start to the first right answer; memory is the proportional set size (PSS).
+A tiny network (64-64-32-10), one row of JSON a request, 32 connections. Rounds alternate between the servers. The
+figure is CPU time of the server process per completed request (user and system, from /proc), which does not depend on
+how deep the queue is; cold start is from process start to the first right answer; memory is the proportional set size.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -39,7 +40,7 @@ HERE = Path(__file__).resolve().parent
 def write_model(path: Path) -> None:
     """A multi-layer perceptron with random weights."""
     rng, sizes, nodes, weights, name = np.random.default_rng(0), (64, 64, 32, 10), [], [], "x"
-    for i, (rows, columns) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (rows, columns) in enumerate(itertools.pairwise(sizes)):
         last = i == len(sizes) - 2
         weights.append(numpy_helper.from_array(rng.normal(0, rows**-0.5, (rows, columns)).astype(np.float32), f"w{i}"))
         nodes.append(helper.make_node("MatMul", [name, f"w{i}"], ["y" if last else f"m{i}"]))
@@ -63,9 +64,13 @@ class Server:
         command = {
             "salver": [*("-m", "salver", "serve", model), *("--name", "mlp", "--http", f"127.0.0.1:{port}")],
             "fastapi": [
-                *("-m", "uvicorn", "fastapi_peer:app", "--port", port, "--loop", "uvloop", "--http", "httptools")
-            ]
-            + ["--no-access-log", "--log-level", "warning", "--app-dir", HERE],
+                *("-m", "uvicorn", "fastapi_peer:app", "--port", port, "--loop", "uvloop", "--http", "httptools"),
+                "--no-access-log",
+                "--log-level",
+                "warning",
+                "--app-dir",
+                HERE,
+            ],
         }[name]
         began = time.perf_counter()
         self.process = subprocess.Popen(
