@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +100,6 @@ def test_a_raw_model_is_served_as_untested(tmp_path: Path) -> None:
 
 def test_a_second_build_resumes_from_the_cache(digits_bundle: Path, cache: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.salver"
-    began = time.monotonic()
     done = salver(
         "build",
         DIGITS / "digits.onnx",
@@ -129,7 +127,6 @@ def test_a_second_build_resumes_from_the_cache(digits_bundle: Path, cache: Path,
         for c in repeated:
             before = tried[c.name].evaluation
             assert (c.evaluation and c.evaluation.steer) == (before and before.steer), c.name
-    assert time.monotonic() - began < 200
 
 
 def test_ctrl_c_keeps_the_best_so_far(tmp_path: Path) -> None:
