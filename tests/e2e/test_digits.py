@@ -29,6 +29,8 @@ def test_the_candidate_is_faster_smaller_and_certified(digits_bundle: Path) -> N
     names = {c["name"] for c in record["candidates"]}
     assert {"runtime default: quantize_dynamic", "runtime default: quantize_static"} <= names
     assert all(c["verdict"]["reason"] for c in record["candidates"])
+    data = [step["name"] for step in shown["lineage"] if step["action"] == "data"]
+    assert data == ["calibrate: val.npz", "steer: val.npz", "certify: val.npz"]
 
 
 def test_verify_replays_the_golden_requests(digits_bundle: Path) -> None:

@@ -29,7 +29,7 @@ from salver.bundle import Bundle, Contents, make_golden, seal
 from salver.bundle.archive import translate
 from salver.core.dataset import Dataset
 from salver.core.errors import InvalidArgument, NotFound
-from salver.core.model import Model
+from salver.core.model import Model, Step
 from salver.datasets import bind, open_dataset
 from salver.evaluation.host import describe_host
 from salver.evaluation.metrics import make_metric
@@ -170,7 +170,7 @@ def build(
         )
         contents = Contents(
             name=chosen_name,
-            model=result.model,
+            model=msgspec.structs.replace(result.model, lineage=(*result.model.lineage, *_data_steps(parts))),
             record=record,
             parity=msgspec.to_builtins(imported.parity),
             golden=make_golden(
@@ -267,6 +267,19 @@ def _deal(examples: Dataset, calibration: Any, model: Model, seed: int, folder: 
         "steer": spool(dealt.steer, folder / "steer"),
         "certify": spool(dealt.certify, folder / "certify"),
     }
+
+
+def _data_steps(parts: dict[str, SpooledDataset]) -> list[Step]:
+    """Which examples took part, and as what; the file's name without its folder, which is nobody's business."""
+    return [
+        Step(
+            action="data",
+            name=f"{role}: {Path(part.source).name}",
+            output_digest=part.digest,
+            config={"rows": len(part)},
+        )
+        for role, part in parts.items()
+    ]
 
 
 def _rows(parts: dict[str, SpooledDataset]) -> str:

@@ -86,9 +86,9 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One step of a model's lineage: what was done, with what settings, by which tool, to which input.
 
     Args:
-        action: ``source``, ``import`` or ``pass``.
-        name: file name of a source; name of the importer or pass.
-        input_digest, output_digest: digests of the main blob before and after.
+        action: ``source``, ``import`` or ``pass``; ``data`` for examples that took part in a build.
+        name: file name of a source; name of the importer or pass; role and file name of examples.
+        input_digest, output_digest: digests of the main blob before and after; ``output_digest`` of examples is theirs.
         config: the member's config as plain data.
         tools: name -> version of every library that took part.
     """
