@@ -89,6 +89,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def digits_bundle(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """The digits network, built with a short budget."""
     target = tmp_path_factory.mktemp("digits") / "digits.salver"
+    build_digits(target, cache)
+    return target
+
+
+def build_digits(target: Path, cache: Path) -> None:
+    """Build the digits network with a short budget."""
     done = salver(
         "build",
         DIGITS / "digits.onnx",
@@ -106,4 +112,3 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path
         target,
     )
     assert done.returncode == 0, done.stderr
-    return target

@@ -15,7 +15,7 @@ import pytest
 
 import salver as salver_package
 from salver.core.errors import CorruptArtifact
-from tests.e2e.conftest import DIGITS, salver, serving
+from tests.e2e.conftest import DIGITS, build_digits, salver, serving
 
 
 def test_the_candidate_is_faster_smaller_and_certified(digits_bundle: Path) -> None:
@@ -102,23 +102,7 @@ def test_a_raw_model_is_served_as_untested(tmp_path: Path) -> None:
 
 def test_a_second_build_resumes_from_the_cache(digits_bundle: Path, cache: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.salver"
-    done = salver(
-        "build",
-        DIGITS / "digits.onnx",
-        "--data",
-        DIGITS / "val.npz",
-        "--labels",
-        DIGITS / "labels.txt",
-        "--max-drop",
-        "1pp",
-        "--budget",
-        "60s",
-        "--cache",
-        cache,
-        "-o",
-        again,
-    )
-    assert done.returncode == 0, done.stderr
+    build_digits(again, cache)
     with salver_package.Bundle.open(again) as second, salver_package.Bundle.open(digits_bundle) as first:
         assert second.record is not None
         assert first.record is not None

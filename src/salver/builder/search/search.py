@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from salver.builder.events import BuildEvent, OnEvent, Stage
+from salver.builder.passes import PASSES
 from salver.builder.search.cache import TrialCache
 from salver.builder.search.choose import (
     TIE,
@@ -87,7 +88,6 @@ class SearchResult(msgspec.Struct, frozen=True, kw_only=True):
     chosen: str
     why: tuple[str, ...]
     model: Model
-    interrupted: bool
 
 
 class _Tried(msgspec.Struct, frozen=True):
@@ -164,7 +164,7 @@ class Search:
         if interrupted:
             why = (*why, "The search was interrupted; what had been measured by then was certified.")
         model = self._tried[chosen].model or self._model
-        return SearchResult(candidates=records, chosen=chosen, why=why, model=model, interrupted=interrupted)
+        return SearchResult(candidates=records, chosen=chosen, why=why, model=model)
 
     # ------------------------------------------------------------------ the original
 
@@ -229,7 +229,7 @@ class Search:
                 return False
             self._tell("search", proposal.name)
             result = self._trial(proposal, "steer", max(self._left_s(), _LEAST_TIMEOUT_S))
-            record = self._keep(proposal, result, self._steer_verdict(result))
+            record = self._keep(proposal, result, _with_expectation(self._steer_verdict(result), proposal))
             self._done += 1
             self._tell("search", proposal.name, record)
         return bool(fresh)
@@ -383,6 +383,17 @@ class Search:
                 finished=finished,
             )
         )
+
+
+def _with_expectation(verdict: Verdict, proposal: Proposal) -> Verdict:
+    """Where speed was not gained, what the passes themselves say of the speed to be expected."""
+    if verdict.gate != "speed":
+        return verdict
+    said = dict.fromkeys(f"{item['pass']}: {PASSES.get(item['pass']).gives_speed}" for item in proposal.recipe)
+    expected = [text for text in said if not text.endswith(": ")]
+    if not expected:
+        return verdict
+    return msgspec.structs.replace(verdict, reason=f"{verdict.reason}. Expected of {'; '.join(expected)}")
 
 
 def _gain(record: CandidateRecord, objective: Objective) -> float:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
 
 import msgspec
-import numpy as np
 
 from salver.core.arrays import Array
 from salver.core.errors import SalverError
@@ -153,8 +152,3 @@ class Engine(abc.ABC):
 def batchable(signature: Signature) -> bool:
     """Whether several requests can be one run: all inputs and outputs share a symbolic batch dimension."""
     return signature.batch_dim is not None
-
-
-def rows_of(array: Array) -> int:
-    """Rows of an array with a batch dimension; 1 for a scalar."""
-    return int(array.shape[0]) if np.ndim(array) else 1
