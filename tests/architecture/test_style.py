@@ -23,6 +23,7 @@ BOUNDARIES = {
     "server/app.py": "loading one model of several",
     "server/engine/lanes.py": "the lane",
     "server/engine/served.py": "the request",
+    "server/frontends/grpc/call.py": "the request",
     "server/frontends/http/exchange.py": "the request",
 }
 

@@ -26,6 +26,8 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_batch: int | None = None
     max_queue: int | None = None
     default_timeout_s: float | None = None
+    response_cache_bytes: int | None = None
+    versions: str | None = None
 
 
 class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,9 +36,23 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     Args:
         sources: bundles, ONNX files, or folders laid out ``<name>/<version>/model.onnx``.
         name: the model's name, where there is one source and it is a file.
-        http: address and port to listen on; port 0 takes a free one.
+        http, grpc: addresses to listen on, ``host:port`` or ``unix:/path``; port 0 takes a free one. Both answer every
+            protocol; ``grpc`` is off when empty.
+        tls_cert, tls_key: certificate chain and private key in PEM; both or none.
+        tls_client_ca: certificates in PEM of those who may vouch for clients; with it, a client must prove who it is.
+        api_keys: file of hashed API keys; with it, a caller must show one.
+        insecure: whether to listen beyond loopback though callers prove nothing; the admin API is closed then.
+        allow_uploads: whether an administrator may send a model's files with a load request.
+        shared_memory: prefix of the names of shared memory that local clients may register; empty for none at all.
+        watch_s: how often the folders are looked at for new versions; 0 for never.
+        versions: which versions of a folder are served: ``latest``, ``latest:2``, ``all`` or ``1,3``.
+        response_cache_bytes: memory, per model, for answers that may be given again; 0 for none.
         max_body_bytes, max_header_bytes: largest request body and header block.
+        max_decompressed_bytes: largest request body after its content coding is undone.
         max_connections: open connections; more are closed at once.
+        max_streams: requests of one HTTP/2 connection in flight.
+        max_json_depth: nesting of a JSON body.
+        max_string_bytes: one element of a string tensor.
         idle_timeout_s: a connection without traffic is closed after this time.
         max_queue: requests that wait, per model.
         max_queue_bytes: bytes of input that wait, per model.
@@ -54,9 +70,24 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     sources: tuple[str, ...] = ()
     name: str = ""
     http: str = "127.0.0.1:8080"
+    grpc: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    api_keys: str = ""
+    insecure: bool = False
+    allow_uploads: bool = False
+    shared_memory: str = ""
+    watch_s: float = 0.0
+    versions: str = "latest"
+    response_cache_bytes: int = 0
     max_body_bytes: int = 64 * _MIB
     max_header_bytes: int = 64 << 10
+    max_decompressed_bytes: int = 64 * _MIB
     max_connections: int = 10_000
+    max_streams: int = 1024
+    max_json_depth: int = 100
+    max_string_bytes: int = 16 * _MIB
     idle_timeout_s: float = 75.0
     max_queue: int = 1024
     max_queue_bytes: int = 1024 * _MIB
@@ -130,7 +161,13 @@ LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _MINIMA: Final = {
     "max_body_bytes": 1,
     "max_header_bytes": 256,
+    "max_decompressed_bytes": 1,
     "max_connections": 1,
+    "max_streams": 1,
+    "max_json_depth": 8,
+    "max_string_bytes": 1,
+    "watch_s": 0,
+    "response_cache_bytes": 0,
     "idle_timeout_s": 0.1,
     "max_queue": 1,
     "max_queue_bytes": 1,

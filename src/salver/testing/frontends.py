@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 import msgspec
 import pytest
 
 from salver.backends.base import Session
-from salver.core.errors import NotFound, SalverError, Unavailable
+from salver.core.errors import InvalidArgument, NotFound, SalverError, Unavailable
 from salver.core.tensors import Signature
-from salver.server.engine.base import Engine, InferRequest, ModelState, ServedModel, Timing
+from salver.server.engine.base import (
+    Changed,
+    Engine,
+    IndexEntry,
+    InferRequest,
+    ModelState,
+    Repository,
+    ServedModel,
+    Timing,
+    is_ragged,
+)
 from salver.server.frontends import FRONTENDS, Frontend, Services
+from salver.server.frontends.access import Peer
 from salver.server.frontends.codes import STATUS_LINES
+from salver.server.frontends.grpc.call import Call
 from salver.server.frontends.http.exchange import Exchange
 from salver.server.frontends.http.router import Router
 
@@ -26,6 +40,7 @@ class SessionModel(ServedModel):
         self.version = version
         self.session = session
         self.signature: Signature = session.signature
+        self.ragged = is_ragged(session.signature)
         self.state: ModelState = "READY"
         self.reason = ""
         self.tested = False
@@ -33,18 +48,72 @@ class SessionModel(ServedModel):
         self.metadata: dict[str, Any] = {}
 
 
+class InlineRepository(Repository):
+    """Changes the state of models that are there already; `loads` keeps what `load` was given."""
+
+    def __init__(self, models: Sequence[SessionModel]) -> None:
+        self._models = models
+        self._labels: dict[str, dict[str, str]] = {}
+        self.loads: list[tuple[str, Mapping[str, Any] | None, Mapping[str, bytes] | None]] = []
+
+    def index(self) -> Sequence[IndexEntry]:
+        return [IndexEntry(m.name, m.version, m.state, m.reason) for m in self._models]
+
+    def load(
+        self,
+        name: str,
+        done: Changed,
+        *,
+        config: Mapping[str, Any] | None = None,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        self.loads.append((name, config, files))
+        for model in self._known(name):
+            model.state, model.reason = "READY", ""
+        done(None)
+
+    def unload(self, name: str, done: Changed, *, dependents: bool = False) -> None:
+        for model in self._known(name):
+            model.state, model.reason = "UNAVAILABLE", "unloaded"
+        done(None)
+
+    def labels(self, name: str) -> Mapping[str, str]:
+        self._known(name)
+        return self._labels.get(name, {})
+
+    def move_label(self, name: str, label: str, version: str | None) -> None:
+        if label.isdecimal():
+            raise InvalidArgument(f"label '{label}' is a number")
+        if version is not None and version not in [m.version for m in self._known(name)]:
+            raise NotFound(f"model '{name}' has no version '{version}'")
+        labels = self._labels.setdefault(name, {})
+        if version is None:
+            labels.pop(label, None)
+        else:
+            labels[label] = version
+
+    def _known(self, name: str) -> list[SessionModel]:
+        found = [m for m in self._models if m.name == name]
+        if not found:
+            raise NotFound(f"no model '{name}' in the repository")
+        return found
+
+
 class InlineEngine(Engine):
     """Runs every request at once, alone, during `submit`. Where `held` is a list, requests wait in it for `release`."""
 
     def __init__(self, models: Iterable[SessionModel]) -> None:
         self._models = list(models)
+        self.repository = InlineRepository(self._models)
         self.held: list[tuple[SessionModel, InferRequest]] | None = None
         self.cancelled: list[InferRequest] = []
         self.is_ready = True
         self.refuse_with: SalverError | None = None
 
     def find(self, name: str, version: str | None = None) -> SessionModel:
-        found = [m for m in self._models if m.name == name and version in (None, "", m.version)]
+        named = [m for m in self._models if m.name == name]
+        wanted = self.repository.labels(name).get(version, version) if named and version else version
+        found = [m for m in named if wanted in (None, "", m.version)]
         if not found:
             raise NotFound(f"no model '{name}' version {version or 'any'} is served")
         if found[-1].state != "READY":
@@ -90,11 +159,53 @@ def _run(model: SessionModel, request: InferRequest) -> None:
 class Catcher:
     """Takes the answer of an exchange that has no connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, peer: Peer | None = None) -> None:
+        self.peer = peer or Peer()
         self.answers: list[Exchange] = []
 
     def answered(self, exchange: Exchange) -> None:
         self.answers.append(exchange)
+
+
+class CallCatcher:
+    """Takes the answers of a gRPC call that has no connection.
+
+    Args:
+        peer: the client it seems to come from.
+    """
+
+    def __init__(self, peer: Peer | None = None) -> None:
+        self.peer = peer or Peer()
+        self.messages: list[bytes] = []
+        self.error: SalverError | None = None
+        self.ended = False
+
+    def send(self, call: Call, message: bytes) -> None:
+        self.messages.append(message)
+
+    def finish(self, call: Call, error: SalverError | None) -> None:
+        self.error = error
+        self.ended = True
+
+
+def invoke(
+    frontend: Frontend, path: str, message: bytes = b"", *, peer: Peer | None = None, deadline_s: float | None = None
+) -> tuple[Call, CallCatcher]:
+    """Send one request to a frontend's gRPC method, past any socket. A streaming method gets the message and the end of
+    the client's stream."""
+    methods = {method.path: method for method in frontend.methods()}
+    method = methods[path]
+    catcher = CallCatcher(peer)
+    call = Call(catcher, path.encode(), {}, deadline_s, perf_counter())
+    if not method.streaming:
+        call.message = message
+    call.attempt(method.handle, call)
+    if method.streaming:
+        if call.on_message is not None:
+            call.attempt(call.on_message, message)
+        if call.on_end is not None:
+            call.on_end()
+    return call, catcher
 
 
 class FrontendConformance:
@@ -116,9 +227,21 @@ class FrontendConformance:
     def test_routes_are_well_formed_and_claimed_once(self, frontend: Frontend) -> None:
         router = Router()
         for route in frontend.routes():
-            assert route.method in ("GET", "POST")
+            assert route.method in ("GET", "POST", "PUT", "DELETE")
             assert route.path == "/" or (route.path.startswith("/") and not route.path.endswith("/"))
-            router.add(route.method, route.path, route.handle)
+            router.add(route.method, route.path, route.handle, route.scope)
+
+    def test_methods_are_well_formed_and_claimed_once(self, frontend: Frontend) -> None:
+        paths = [method.path for method in frontend.methods()]
+        assert len(paths) == len(set(paths))
+        assert all(re.fullmatch(r"/[\w.]+/\w+", path) for path in paths)
+        assert frontend.routes() or paths
+
+    @pytest.mark.parametrize("message", [b"", b"\xff", b"\x0a\xff\xff\xff\xff\x0f", b"\x00" * 100, b"\x0a\x01" * 1000])
+    def test_any_message_gets_a_status_that_does_not_blame_the_server(self, frontend: Frontend, message: bytes) -> None:
+        for method in frontend.methods():
+            call, _ = invoke(frontend, method.path, message)
+            assert call.code not in ("INTERNAL", "UNKNOWN"), method.path
 
     @pytest.mark.parametrize(
         "body",
@@ -148,12 +271,12 @@ class FrontendConformance:
         for route in frontend.routes():
             if "{model}" in route.path:
                 path = route.path.replace("{model}", "no-such-model").replace("{version}", "1")
-                assert call(frontend, route.method, path, b"{}").status == 404
+                assert call(frontend, route.method, path, b"{}").status == 404, path
 
     def test_openapi_describes_only_what_is_routed(self, frontend: Frontend, services: Services) -> None:
         router = Router()
         for route in frontend.routes():
-            router.add(route.method, route.path, route.handle)
+            router.add(route.method, route.path, route.handle, route.scope)
         for path, methods in frontend.openapi(services.engine.models()).items():
             handlers = router.find(path.encode()).handlers
             for method, operation in methods.items():
@@ -170,7 +293,7 @@ def call(frontend: Frontend, method: str, path: str, body: bytes = b"", **fields
     """
     router = Router()
     for route in frontend.routes():
-        router.add(route.method, route.path, route.handle)
+        router.add(route.method, route.path, route.handle, route.scope)
     match = router.find(path.encode())
     named = {name.replace("_", "-").encode(): value for name, value in fields.items()}
     exchange = Exchange(Catcher(), method.encode(), path.encode(), match, named, body, 0.0)

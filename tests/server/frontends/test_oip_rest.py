@@ -155,7 +155,7 @@ class TestOipRest(FrontendConformance):
         frontend = FRONTENDS.get("oip-rest")(services)
         router = Router()
         for route in frontend.routes():
-            router.add(route.method, route.path, route.handle)
+            router.add(route.method, route.path, route.handle, route.scope)
 
         def ask():
             exchange = Exchange(Catcher(), b"POST", b"/", router.find(INFER.encode()), {}, encode(GOOD), 0.0)

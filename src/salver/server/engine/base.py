@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -11,6 +11,7 @@ import msgspec
 from salver.core.arrays import Array
 from salver.core.errors import SalverError
 from salver.core.tensors import Signature
+from salver.server.engine.config import ModelConfig
 
 ModelState = Literal["LOADING", "READY", "UNLOADING", "UNAVAILABLE"]
 
@@ -33,6 +34,20 @@ Done = Callable[["dict[str, Array] | SalverError", "Timing | None"], None]
 """Called exactly once, on the event loop: the outputs, or a typed error; timing where a batch ran."""
 
 
+class SequenceStep(msgspec.Struct, frozen=True):
+    """Which sequence a request belongs to (the reserved parameters ``sequence_id``, ``sequence_start``,
+    ``sequence_end`` of the Open Inference Protocol).
+
+    Args:
+        id: names the sequence; not 0 and not empty, which mean none.
+        start, end: whether it is the first, or last, request of the sequence.
+    """
+
+    id: int | str
+    start: bool = False
+    end: bool = False
+
+
 class InferRequest:
     """A decoded and validated request. Plain slots: one is made for every request.
 
@@ -44,6 +59,7 @@ class InferRequest:
             and parameters. The frontend builds it with `merge_key`.
         deadline_s: `time.monotonic()` after which no work may start on it; None for no deadline.
         priority: smaller is sooner; 0 for all who do not ask.
+        sequence: for a model with state, the sequence it belongs to; None for none.
         done: see `Done`.
     """
 
@@ -56,6 +72,7 @@ class InferRequest:
         "outputs",
         "priority",
         "rows",
+        "sequence",
         "size_bytes",
         "state",
     )
@@ -70,6 +87,7 @@ class InferRequest:
         key: Hashable = None,
         deadline_s: float | None = None,
         priority: int = 0,
+        sequence: SequenceStep | None = None,
     ) -> None:
         self.inputs = inputs
         self.rows = rows
@@ -78,9 +96,15 @@ class InferRequest:
         self.key = key
         self.deadline_s = deadline_s
         self.priority = priority
+        self.sequence = sequence
         self.arrived_s = 0.0
         self.size_bytes = 0  # of the inputs; set when it is queued
         self.state = 0  # the scheduler's own mark
+
+
+def is_ragged(signature: Signature) -> bool:
+    """Whether an input has symbolic dimensions besides the first."""
+    return any(not isinstance(d, int) for spec in signature.inputs for d in spec.shape[1:])
 
 
 def merge_key(inputs: dict[str, Array], outputs: tuple[str, ...] | None, signature: Signature) -> Hashable:
@@ -93,11 +117,16 @@ def merge_key(inputs: dict[str, Array], outputs: tuple[str, ...] | None, signatu
 
 
 class ServedModel(abc.ABC):
-    """One loaded version of a model, as a frontend sees it."""
+    """One loaded version of a model, as a frontend sees it. A pipeline is one too."""
 
     name: str
     version: str
     signature: Signature
+    """What clients send and get: without the inputs and outputs that carry a sequence's state."""
+    ragged: bool = True
+    """Whether an input has symbolic dimensions besides the batch, so that `merge_key` must look at shapes."""
+    config: ModelConfig = ModelConfig()
+    """What its folder or the settings say of it besides its graph."""
     state: ModelState
     reason: str
     """Why it is not ready; empty when it is."""
@@ -113,15 +142,89 @@ class ServedModel(abc.ABC):
         return {}
 
 
-class Engine(abc.ABC):
-    """Everything between a decoded request and its answer. All methods are called on the event loop."""
+class IndexEntry(msgspec.Struct, frozen=True):
+    """One line of the repository's index; ``version`` is empty for a model of which none is loaded."""
+
+    name: str
+    version: str
+    state: ModelState
+    reason: str = ""
+
+
+Changed = Callable[["SalverError | None"], None]
+"""Called once on the event loop when a change of the repository is done: None, or why it failed."""
+
+
+class Repository(abc.ABC):
+    """The models a server has and may have, and the changes an administrator makes. Methods are called on the event
+    loop and return at once; what takes time reports to `Changed`."""
 
     @abc.abstractmethod
-    def find(self, name: str, version: str | None = None) -> ServedModel:
-        """A model that is ready; the highest version where none is named.
+    def index(self) -> Sequence[IndexEntry]:
+        """Every model known, loaded or not, with all its loaded versions."""
+
+    @abc.abstractmethod
+    def load(
+        self,
+        name: str,
+        done: Changed,
+        *,
+        config: Mapping[str, Any] | None = None,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Load a model's versions as its policy says, or load them again where they changed. Versions in service
+        answer until the new ones are ready, and stay in service when the new ones fail.
+
+        Args:
+            config: in place of the folder's own, as Triton's model configuration in JSON.
+            files: ``<version>/<file>`` -> content, in place of the folder's.
+
+        Raises:
+            NotFound: no such model in the repository.
+            FailedPrecondition: files were given, and the server does not take uploads.
+        """
+
+    @abc.abstractmethod
+    def unload(self, name: str, done: Changed, *, dependents: bool = False) -> None:
+        """Take a model out of service; requests it has taken are answered first.
+
+        Args:
+            dependents: also the models that only it needed (the steps of a pipeline).
+
+        Raises:
+            NotFound: no such model.
+            FailedPrecondition: a pipeline in service needs it.
+        """
+
+    @abc.abstractmethod
+    def labels(self, name: str) -> Mapping[str, str]:
+        """Label -> version of a model: ``stable``, ``canary``."""
+
+    @abc.abstractmethod
+    def move_label(self, name: str, label: str, version: str | None) -> None:
+        """Let a label name another version, or none.
 
         Raises:
             NotFound: no such model or version.
+            FailedPrecondition: the version is not ready.
+            InvalidArgument: a label that is a number, or not a word.
+        """
+
+
+class Engine(abc.ABC):
+    """Everything between a decoded request and its answer. All methods are called on the event loop."""
+
+    repository: Repository
+
+    @abc.abstractmethod
+    def find(self, name: str, version: str | None = None) -> ServedModel:
+        """A model that is ready.
+
+        Args:
+            version: a number, or a label (``stable``); None or empty for the highest version that is ready.
+
+        Raises:
+            NotFound: no such model, version or label.
             Unavailable: it is loading, unloading or broken; says which.
         """
 

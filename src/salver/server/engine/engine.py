@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from salver.core.errors import AlreadyExists, NotFound, Unavailable
 from salver.server.engine.base import Engine, InferRequest, ServedModel
+from salver.server.engine.servable import Servable
 from salver.server.engine.served import LoadedModel
 from salver.server.monitoring.metrics import Metrics
 
@@ -71,8 +72,8 @@ class RealTimeEngine(Engine):
         self._own(model).cancel(request)
 
     @staticmethod
-    def _own(model: ServedModel) -> LoadedModel:
-        if not isinstance(model, LoadedModel):
+    def _own(model: ServedModel) -> Servable:
+        if not isinstance(model, Servable):
             raise Unavailable(f"model '{model.name}' belongs to another engine")
         return model
 

@@ -9,12 +9,13 @@ from time import monotonic
 from typing import Any, Final
 
 from salver.backends.base import Session
-from salver.core.errors import SalverError, Unavailable
+from salver.core.errors import SalverError
 from salver.core.tensors import Signature, TensorSpec
-from salver.server.engine.base import InferRequest, ModelState, ServedModel, Timing, batchable
+from salver.server.engine.base import InferRequest, ModelState, Timing, batchable, is_ragged
 from salver.server.engine.cost import CostModel
 from salver.server.engine.lanes import Lane, Run, attempt
 from salver.server.engine.scheduler import DONE, Batch, Limits, Scheduler, WaitUntil
+from salver.server.engine.servable import Servable
 from salver.server.monitoring.metrics import Metrics
 from salver.server.settings import RunSettings
 
@@ -29,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 _EMPTY = Signature(inputs=(), outputs=())
 
 
-class LoadedModel(ServedModel):
+class LoadedModel(Servable):
     """A model from discovery to unloading. Made in state LOADING; `open` makes it READY, `refuse` UNAVAILABLE.
 
     All methods are called on the event loop.
@@ -74,6 +75,7 @@ class LoadedModel(ServedModel):
         self._loop = asyncio.get_running_loop()
         self._session = session
         self.signature = session.signature
+        self.ragged = is_ragged(session.signature)
         self._batched = batchable(session.signature)
         self._inline = inline
         self._timeout_s = settings.default_timeout_s
@@ -102,7 +104,6 @@ class LoadedModel(ServedModel):
         return {"queued": scheduler.queued, "queued_rows": scheduler.queued_rows, "running": scheduler.running}
 
     def submit(self, request: InferRequest) -> None:
-        """As `Engine.submit`."""
         if self.state != "READY":
             raise self.unavailable()
         now = monotonic()
@@ -119,30 +120,18 @@ class LoadedModel(ServedModel):
             self._loop.call_soon(self._kick)
 
     def cancel(self, request: InferRequest) -> None:
-        """As `Engine.cancel`."""
         if self._opened:
             self._scheduler.cancel(request)
 
-    def unavailable(self) -> Unavailable:
-        """The error for a request to a model that is not ready."""
-        return Unavailable(f"model '{self.name}' version {self.version} is {self.state}: {self.reason}")
-
     def drain(self) -> None:
-        """Take no new requests; what waits is run."""
         if self._opened:
             self._scheduler.drain()
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits or runs."""
         return not self._opened or self._scheduler.idle
 
     def close(self) -> bool:
-        """Refuse what waits, end the lanes and free the session.
-
-        Returns:
-            False when a lane is still in a run, which cannot be interrupted.
-        """
         if not self._opened:
             return True
         self._enter("UNLOADING", "the server is stopping")

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from salver import __version__
 from salver.server.engine.base import ServedModel
-from salver.server.frontends import jsonio
 from salver.server.frontends.base import Frontend, Route, Services
 from salver.server.frontends.http.exchange import Exchange
+from salver.wire import jsonio
 
 _HTML: Final = b"content-type: text/html; charset=utf-8\r\n"
 
@@ -29,9 +29,9 @@ class DocsFrontend(Frontend):
 
     def routes(self) -> Sequence[Route]:
         return (
-            Route("GET", "/", self._root),
-            Route("GET", "/docs", self._page),
-            Route("GET", "/openapi.json", self._openapi),
+            Route("GET", "/", self._root, "open"),
+            Route("GET", "/docs", self._page, "metadata"),
+            Route("GET", "/openapi.json", self._openapi, "metadata"),
         )
 
     def _root(self, exchange: Exchange) -> None:

@@ -18,7 +18,7 @@ class MetricsFrontend(Frontend):
     name = "metrics"
 
     def routes(self) -> Sequence[Route]:
-        return (Route("GET", "/metrics", self._render),)
+        return (Route("GET", "/metrics", self._render, "metrics"),)
 
     def openapi(self, models: Sequence[ServedModel]) -> dict[str, Any]:
         ok = {"description": "Prometheus text format", "content": {"text/plain": {"schema": {"type": "string"}}}}

@@ -4,7 +4,7 @@ extensions. Specification: https://github.com/kserve/open-inference-protocol (in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from time import monotonic, perf_counter
+from time import perf_counter
 from typing import Any, Final
 
 import msgspec
@@ -13,13 +13,12 @@ from salver import __version__
 from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, NotFound, SalverError, Unavailable
 from salver.core.tensors import TensorSpec
-from salver.server.engine.base import InferRequest, ServedModel, Timing, merge_key
-from salver.server.frontends import jsonio
+from salver.server.engine.base import ServedModel
 from salver.server.frontends.base import Frontend, Route, Services, find_any
 from salver.server.frontends.http.exchange import BINARY, JSON, Exchange
 from salver.server.frontends.oip.codec import ModelCodec
-from salver.server.frontends.oip.messages import Decoded
 from salver.server.frontends.oip.openapi import describe_model, describe_server
+from salver.wire import jsonio
 
 EXTENSIONS: Final = (
     "binary_tensor_data",
@@ -31,7 +30,6 @@ EXTENSIONS: Final = (
 _LIVE: Final = b'{"live":true}'
 _READY: Final = b'{"ready":true}'
 _HEADER_LENGTH: Final = b"inference-header-content-length"
-_MAX_WHOLE: Final = (1 << 63) - 1
 
 
 class _Memo:
@@ -57,19 +55,20 @@ class OipRestFrontend(Frontend):
         super().__init__(services)
         self._engine = services.engine
         self._metrics = services.metrics
+        self._dataplane = services.dataplane
 
     def routes(self) -> Sequence[Route]:
         one, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
         return (
-            Route("GET", "/v2", self._server),
-            Route("GET", "/v2/health/live", self._live),
-            Route("GET", "/v2/health/ready", self._ready),
-            Route("GET", "/v2/models/stats", self._all_stats),
-            *(Route("GET", path, self._model) for path in (one, version)),
-            *(Route("GET", f"{path}/ready", self._model_ready) for path in (one, version)),
-            *(Route("GET", f"{path}/stats", self._stats) for path in (one, version)),
-            *(Route("POST", f"{path}/infer", self._infer) for path in (one, version)),
-            Route("POST", "/v2/repository/index", self._index),
+            Route("GET", "/v2", self._server, "open"),
+            Route("GET", "/v2/health/live", self._live, "open"),
+            Route("GET", "/v2/health/ready", self._ready, "open"),
+            Route("GET", "/v2/models/stats", self._all_stats, "metadata"),
+            *(Route("GET", path, self._model, "metadata") for path in (one, version)),
+            *(Route("GET", f"{path}/ready", self._model_ready, "open") for path in (one, version)),
+            *(Route("GET", f"{path}/stats", self._stats, "metadata") for path in (one, version)),
+            *(Route("POST", f"{path}/infer", self._infer, "infer") for path in (one, version)),
+            Route("POST", "/v2/repository/index", self._index, "metadata"),
         )
 
     def openapi(self, models: Sequence[ServedModel]) -> dict[str, Any]:
@@ -141,58 +140,33 @@ class OipRestFrontend(Frontend):
         memo = match.memo
         if memo is None or memo.model is not model:
             memo = match.memo = _Memo(model)
+        codec = memo.codec
         try:
             text = exchange.fields.get(_HEADER_LENGTH)
-            decoded = memo.codec.decode(exchange.body, None if text is None else _header_length(text))
+            decoded = codec.decode(exchange.body, None if text is None else _header_length(text))
             exchange.body = b""
-            inference = _Inference(self, exchange, memo, decoded, started_s)
-            request = InferRequest(decoded.inputs, decoded.rows, inference.done)
-            if decoded.wishes is not None:
-                request.outputs = memo.codec.output_names(decoded.wishes)
-            if memo.codec.is_ragged or request.outputs is not None:
-                request.key = merge_key(decoded.inputs, request.outputs, model.signature)
-            if decoded.parameters is not None:
-                _apply_parameters(request, decoded.parameters)
-            exchange.cancel = lambda: self._engine.cancel(model, request)
-            self._engine.submit(model, request)
+            outputs = None if decoded.wishes is None else codec.output_names(decoded.wishes)
         except SalverError as error:
-            self._metrics.record(model, error.code.value, None, perf_counter() - started_s, 0.0)
+            self._dataplane.refuse(model, error, started_s)
             raise
 
+        def encode(result: dict[str, Array]) -> None:
+            body, header_length = codec.encode(decoded, result)
+            if header_length is None:
+                exchange.respond(body, JSON)
+            else:
+                exchange.respond(body, b"%binference-header-content-length: %d\r\n" % (BINARY, header_length))
 
-class _Inference:
-    """One request between its decoding and its answer."""
-
-    __slots__ = ("_decoded", "_exchange", "_frontend", "_memo", "_started_s")
-
-    def __init__(
-        self, frontend: OipRestFrontend, exchange: Exchange, memo: _Memo, decoded: Decoded, started_s: float
-    ) -> None:
-        self._frontend = frontend
-        self._exchange = exchange
-        self._memo = memo
-        self._decoded = decoded
-        self._started_s = started_s
-
-    def done(self, result: dict[str, Array] | SalverError, timing: Timing | None) -> None:
-        """Called by the engine, once."""
-        exchange = self._exchange
-        encode_from_s = perf_counter()
-        if isinstance(result, SalverError):
-            exchange.fail(result)
-        else:
-            exchange.attempt(self._answer, result)
-        now_s = perf_counter()
-        self._frontend.services.metrics.record(
-            self._memo.model, exchange.code, timing, now_s - self._started_s, now_s - encode_from_s
+        self._dataplane.infer(
+            exchange,
+            model,
+            decoded.inputs,
+            decoded.rows,
+            encode,
+            started_s,
+            outputs=outputs,
+            parameters=decoded.parameters,
         )
-
-    def _answer(self, result: dict[str, Array]) -> None:
-        body, header_length = self._memo.codec.encode(self._decoded, result)
-        if header_length is None:
-            self._exchange.respond(body, JSON)
-        else:
-            self._exchange.respond(body, b"%binference-header-content-length: %d\r\n" % (BINARY, header_length))
 
 
 def _named(exchange: Exchange) -> tuple[str, str | None]:
@@ -212,18 +186,3 @@ def _header_length(text: bytes) -> int:
         shown = text[:50].decode("latin-1")
         raise InvalidArgument(f"Inference-Header-Content-Length is '{shown}', expected a number of bytes")
     return int(text)
-
-
-def _apply_parameters(request: InferRequest, parameters: dict[str, Any]) -> None:
-    """Reserved request parameters: ``timeout`` in microseconds (0 for none), ``priority`` (0 for the default)."""
-    timeout_us = _whole(parameters, "timeout")
-    if timeout_us:
-        request.deadline_s = monotonic() + timeout_us / 1e6
-    request.priority = _whole(parameters, "priority")
-
-
-def _whole(parameters: dict[str, Any], name: str) -> int:
-    value = parameters.get(name, 0)
-    if type(value) is not int or not 0 <= value <= _MAX_WHOLE:
-        raise InvalidArgument(f"parameter '{name}' is {value!r}, expected a whole number from 0 to {_MAX_WHOLE}")
-    return value

@@ -12,12 +12,12 @@ import msgspec
 from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, NotFound, SalverError
 from salver.core.tensors import TensorSpec
-from salver.server.engine.base import InferRequest, ServedModel, Timing, merge_key
-from salver.server.frontends import jsonio
+from salver.server.engine.base import ServedModel
 from salver.server.frontends.base import Frontend, Route
 from salver.server.frontends.http.exchange import Exchange
 from salver.server.frontends.instances import to_inputs, to_predictions
 from salver.server.frontends.oip.openapi import operation, sample
+from salver.wire import jsonio
 
 _MAX_SHOWN: Final = 4096
 
@@ -32,7 +32,7 @@ class PredictFrontend(Frontend):
     name = "predict"
 
     def routes(self) -> Sequence[Route]:
-        return (Route("POST", "/predict", self._predict), Route("POST", "/predict/{model}", self._predict))
+        return tuple(Route("POST", path, self._predict, "infer") for path in ("/predict", "/predict/{model}"))
 
     def openapi(self, models: Sequence[ServedModel]) -> dict[str, Any]:
         names = sorted({m.name for m in models})
@@ -43,33 +43,22 @@ class PredictFrontend(Frontend):
 
     def _predict(self, exchange: Exchange) -> None:
         started_s = perf_counter()
-        engine, metrics = self.services.engine, self.services.metrics
+        engine, dataplane = self.services.engine, self.services.dataplane
         model = engine.find(exchange.match.params[0] if exchange.match.params else self._only_name())
         try:
             rows = jsonio.decode(exchange.body, _Request).instances
             exchange.body = b""
             inputs = to_inputs(rows, model.signature)
             size = model.signature.check(inputs)
-
-            def answer(result: dict[str, Array]) -> None:
-                predictions = to_predictions(result, model.signature, len(rows))
-                exchange.respond(jsonio.encode({"predictions": predictions}))
-
-            def done(result: dict[str, Array] | SalverError, timing: Timing | None) -> None:
-                encode_from_s = perf_counter()
-                if isinstance(result, SalverError):
-                    exchange.fail(result)
-                else:
-                    exchange.attempt(answer, result)
-                now_s = perf_counter()
-                metrics.record(model, exchange.code, timing, now_s - started_s, now_s - encode_from_s)
-
-            request = InferRequest(inputs, size, done, key=merge_key(inputs, None, model.signature))
-            exchange.cancel = lambda: engine.cancel(model, request)
-            engine.submit(model, request)
         except SalverError as error:
-            metrics.record(model, error.code.value, None, perf_counter() - started_s, 0.0)
+            dataplane.refuse(model, error, started_s)
             raise
+
+        def encode(result: dict[str, Array]) -> None:
+            predictions = to_predictions(result, model.signature, len(rows))
+            exchange.respond(jsonio.encode({"predictions": predictions}))
+
+        dataplane.infer(exchange, model, inputs, size, encode, started_s)
 
     def _only_name(self) -> str:
         names = sorted({model.name for model in self.services.engine.models()})

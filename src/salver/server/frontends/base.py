@@ -1,20 +1,27 @@
 """The port of the `frontends` family: a codec and the routes it answers.
 
-A frontend turns the bytes of one protocol into `InferRequest`s and arrays back into bytes. It holds no socket: a
-listener (`http.HttpServer`) reads requests, calls the handler its router finds, and writes what the handler answers.
+A frontend turns the bytes of one protocol into arrays, hands them to the `Dataplane`, and arrays back into bytes. It
+holds no socket: the listeners read requests, call the handler that the path names, and write what the handler answers.
+HTTP requests come as an `Exchange`, whether they were carried by HTTP/1.1 or HTTP/2; gRPC calls as a `Call`.
 """
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from salver.core.errors import NotFound, Unavailable
 from salver.server.engine.base import Engine, ServedModel, Timing
+from salver.server.frontends.access import Scope
+from salver.server.frontends.dataplane import Dataplane
+from salver.server.frontends.grpc.call import Call
 from salver.server.frontends.http.exchange import Exchange
+
+if TYPE_CHECKING:
+    from salver.wire.protos import ProtoSet
 
 
 class Metrics(Protocol):
@@ -47,8 +54,52 @@ class HttpSettings(Protocol):
         """Where to listen, ``host:port``; port 0 for any free one."""
 
     @property
+    def grpc(self) -> str:
+        """A second address to listen on; empty for none."""
+
+    @property
+    def tls_cert(self) -> str:
+        """Certificate chain in PEM; empty for no TLS."""
+
+    @property
+    def tls_key(self) -> str:
+        """Private key in PEM."""
+
+    @property
+    def tls_client_ca(self) -> str:
+        """Certificates in PEM of those who vouch for clients; empty where clients need no certificate."""
+
+    @property
+    def api_keys(self) -> str:
+        """File of hashed API keys; empty for none."""
+
+    @property
+    def insecure(self) -> bool:
+        """Whether to listen beyond loopback though callers prove nothing."""
+
+    @property
+    def shared_memory(self) -> str:
+        """Prefix of shared memory that may be registered; empty for none."""
+
+    @property
     def max_body_bytes(self) -> int:
-        """Largest request body, before and after decompression."""
+        """Largest request body, as it is sent."""
+
+    @property
+    def max_decompressed_bytes(self) -> int:
+        """Largest request body after its content coding is undone."""
+
+    @property
+    def max_streams(self) -> int:
+        """Requests of one HTTP/2 connection in flight."""
+
+    @property
+    def max_json_depth(self) -> int:
+        """Nesting of a JSON body."""
+
+    @property
+    def max_string_bytes(self) -> int:
+        """One element of a string tensor."""
 
     @property
     def max_header_bytes(self) -> int:
@@ -82,25 +133,45 @@ class Services:
         self.engine = engine
         self.metrics = metrics
         self.settings = settings
+        self.dataplane = Dataplane(engine, metrics)
         self.frontends: tuple[Frontend, ...] = ()
 
 
 class Route(msgspec.Struct, frozen=True):
-    """One path a frontend answers.
+    """One path a frontend answers over HTTP.
 
     Args:
-        method: ``GET`` (HEAD comes with it) or ``POST``.
-        path: literal segments and ``{parameters}``; a trailing slash is always accepted, and never written here.
+        method: ``GET`` (HEAD comes with it), ``POST``, ``PUT`` or ``DELETE``.
+        path: literal segments and ``{parameters}``; a trailing slash is always accepted, and never written here. The
+            last segment may be a parameter with a verb, ``{model}:predict``.
         handle: answers the exchange, now or later. A `SalverError` it raises becomes the answer.
+        scope: what a caller needs.
     """
 
     method: str
     path: str
     handle: Callable[[Exchange], None]
+    scope: Scope
+
+
+class Method(msgspec.Struct, frozen=True):
+    """One method a frontend answers over gRPC.
+
+    Args:
+        path: ``/package.Service/Method``.
+        handle: answers the call, now or later. A `SalverError` it raises becomes the status.
+        scope: what a caller needs.
+        streaming: whether the handler is called when the call opens, and sends and gets any number of messages.
+    """
+
+    path: str
+    handle: Callable[[Call], None]
+    scope: Scope
+    streaming: bool = False
 
 
 class Frontend(abc.ABC):
-    """A wire protocol over HTTP. Lives on the event loop; handlers must not block.
+    """A wire protocol: routes over HTTP, methods over gRPC, or both. Lives on the event loop; handlers must not block.
 
     Members are made with their `Services` alone.
     """
@@ -110,9 +181,17 @@ class Frontend(abc.ABC):
     def __init__(self, services: Services) -> None:
         self.services = services
 
-    @abc.abstractmethod
     def routes(self) -> Sequence[Route]:
-        """All routes; two frontends of one listener must not claim the same."""
+        """All HTTP routes; two frontends of one listener must not claim the same."""
+        return ()
+
+    def methods(self) -> Sequence[Method]:
+        """All gRPC methods; two frontends must not claim the same."""
+        return ()
+
+    def protos(self) -> Sequence[ProtoSet]:
+        """Where the messages of these methods are described, for reflection."""
+        return ()
 
     def openapi(self, models: Sequence[ServedModel]) -> dict[str, Any]:
         """OpenAPI 3.1 path items for the models served; empty for a frontend that needs no documentation."""

@@ -14,8 +14,8 @@ import numpy as np
 from salver.core.arrays import Array
 from salver.core.errors import FailedPrecondition, InvalidArgument, format_shape
 from salver.core.tensors import Signature, TensorSpec
-from salver.server.frontends.jsonio import convert
-from salver.server.frontends.oip.elements import JSON_KINDS, from_bf16, from_json
+from salver.wire.elements import JSON_KINDS, from_bf16, from_json
+from salver.wire.jsonio import convert
 
 TOP_SCORES: Final = 5
 """How many classes an answer lists with their scores."""

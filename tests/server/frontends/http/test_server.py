@@ -74,7 +74,7 @@ class TestRouter:
     def make(self):
         router = Router()
         for path in ("/", "/a", "/a/stats", "/a/{m}", "/a/{m}/b/{v}"):
-            router.add("GET", path, answer)
+            router.add("GET", path, answer, "open")
         return router
 
     @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ class TestRouter:
     def test_a_path_is_claimed_once(self):
         router = self.make()
         with pytest.raises(AlreadyExists):
-            router.add("GET", "/a/{other}", answer)
-        router.add("POST", "/a/{other}", answer)
+            router.add("GET", "/a/{other}", answer, "open")
+        router.add("POST", "/a/{other}", answer, "open")
 
     def test_memory_of_paths_is_bounded(self):
         router = self.make()

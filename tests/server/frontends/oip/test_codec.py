@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from salver.core.errors import InvalidArgument, SalverError, Unimplemented, UnknownName
 from salver.core.tensors import NUMPY_DTYPES, Signature, TensorSpec
 from salver.server.frontends.oip.codec import ModelCodec
-from salver.server.frontends.oip.elements import from_bf16, to_bf16
+from salver.wire.elements import from_bf16, to_bf16
 
 DATATYPES = list(NUMPY_DTYPES)
 

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol, cast
 import httptools
 
 from salver.core.errors import InvalidArgument, SalverError, TooLarge, Unavailable
+from salver.server.frontends.access import Peer
 from salver.server.frontends.codes import HttpError, status_of
 from salver.server.frontends.http.answers import SMALL_BODY_BYTES, allowed, answer_options, write_answer
 from salver.server.frontends.http.coding import decompress
@@ -74,6 +75,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self.peer = Peer()
         self._limits = host.limits
         self._time = host.time
         self._parser = httptools.HttpRequestParser(self)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVarTuple
 
 from salver.core.errors import Internal, SalverError
+from salver.server.frontends.access import Peer, Scope
 from salver.server.frontends.codes import error_body, error_fields, status_of
 
 JSON: Final = b"content-type: application/json\r\n"
@@ -24,15 +25,22 @@ class Match:
 
     Args:
         handlers: method -> handler.
+        scopes: method -> what a caller needs.
         params: the path's parameters, percent-decoded, in order.
         memo: a handler's own.
     """
 
-    __slots__ = ("handlers", "memo", "params")
+    __slots__ = ("handlers", "memo", "params", "scopes")
 
-    def __init__(self, handlers: dict[bytes, Callable[[Exchange], None]], params: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        handlers: dict[bytes, Callable[[Exchange], None]],
+        params: tuple[str, ...],
+        scopes: dict[bytes, Scope] | None = None,
+    ) -> None:
         self.handlers = handlers
         self.params = params
+        self.scopes = scopes or {}
         self.memo: Any = None
 
 
@@ -43,12 +51,17 @@ NO_MATCH: Final = Match({}, ())
 class Writer(Protocol):
     """The side of a connection that an exchange answers to."""
 
+    peer: Peer
+
     def answered(self, exchange: Exchange) -> None:
-        """The exchange has its answer."""
+        """The exchange has its answer, its head, or another piece of its body."""
 
 
 class Exchange:
     """One request and its answer. Plain slots: one is made for every request.
+
+    A handler calls `respond` or `fail` once, now or later; or, to stream, `begin`, then `send` as often as it likes,
+    then `end`.
 
     Args:
         writer: who writes the answer.
@@ -66,6 +79,7 @@ class Exchange:
         "answer",
         "body",
         "cancel",
+        "chunks",
         "close",
         "code",
         "extra",
@@ -103,6 +117,13 @@ class Exchange:
         """``OK`` or the error's canonical code, once there is an answer."""
         self.status = 0
         self.answer: tuple[bytes, Body] | None = None
+        self.chunks: list[bytes] | None = None
+        """Pieces of a streamed body that have not been written yet; an empty one is its end. None where it is whole."""
+
+    @property
+    def peer(self) -> Peer:
+        """The client."""
+        return self._writer.peer
 
     def respond(self, body: Body, fields: bytes = JSON, status: int = 200, code: str = "OK") -> None:
         """Give the answer. The first one counts; a later one is dropped.
@@ -115,6 +136,28 @@ class Exchange:
             self.status = status
             self.answer = (fields, body)
             self.cancel = None
+            self._writer.answered(self)
+
+    def begin(self, fields: bytes, status: int = 200) -> None:
+        """Start a streamed answer."""
+        if self.answer is None:
+            self.code = "OK"
+            self.status = status
+            self.chunks = []
+            self.answer = (fields, b"")
+            self._writer.answered(self)
+
+    def send(self, chunk: bytes) -> None:
+        """Write a piece of a streamed body."""
+        if self.chunks is not None and chunk:
+            self.chunks.append(chunk)
+            self._writer.answered(self)
+
+    def end(self) -> None:
+        """End a streamed body."""
+        if self.chunks is not None:
+            self.cancel = None
+            self.chunks.append(b"")
             self._writer.answered(self)
 
     def fail(self, error: SalverError) -> None:

@@ -7,6 +7,7 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from salver.core.errors import AlreadyExists, InvalidArgument, NotFound
+from salver.server.frontends.access import Scope
 from salver.server.frontends.http.exchange import Exchange, Match
 
 _MAX_SEEN: Final = 1024
@@ -14,23 +15,26 @@ _SHOWN_BYTES: Final = 200
 
 
 class _Node:
-    __slots__ = ("handlers", "literals", "parameter")
+    __slots__ = ("handlers", "literals", "parameter", "scopes", "verbs")
 
     def __init__(self) -> None:
         self.literals: dict[bytes, _Node] = {}
         self.parameter: _Node | None = None
+        self.verbs: dict[bytes, _Node] = {}  # of a parameter: {model}:predict
         self.handlers: dict[bytes, Callable[[Exchange], None]] = {}
+        self.scopes: dict[bytes, Scope] = {}
 
 
 class Router:
-    """Routes of one listener. Literal segments win over parameters; one trailing slash is ignored."""
+    """Routes of one listener. Literal segments win over parameters with a verb, these over plain parameters; one
+    trailing slash is ignored."""
 
     def __init__(self) -> None:
         self._root = _Node()
         self._seen: dict[bytes, Match] = {}
 
-    def add(self, method: str, path: str, handler: Callable[[Exchange], None]) -> None:
-        """Claim a path.
+    def add(self, method: str, path: str, handler: Callable[[Exchange], None], scope: Scope) -> None:
+        """Claim a path; see `Route`.
 
         Raises:
             AlreadyExists: it is taken for this method.
@@ -38,14 +42,19 @@ class Router:
         node = self._root
         for segment in _split(path.encode()):
             if segment.startswith(b"{"):
-                node.parameter = node.parameter or _Node()
-                node = node.parameter
+                verb = segment.partition(b"}:")[2]
+                if verb:
+                    node = node.verbs.setdefault(verb, _Node())
+                else:
+                    node.parameter = node.parameter or _Node()
+                    node = node.parameter
             else:
                 node = node.literals.setdefault(segment, _Node())
         for name in (b"GET", b"HEAD") if method == "GET" else (method.encode(),):
             if name in node.handlers:
                 raise AlreadyExists(f"route {method} {path} is claimed by two frontends")
             node.handlers[name] = handler
+            node.scopes[name] = scope
 
     def find(self, target: bytes) -> Match:
         """What a request target leads to; its query is left aside.
@@ -75,6 +84,11 @@ class Router:
             literal = node.literals.get(segment)
             if literal is not None:
                 node = literal
+                continue
+            name, _, verb = segment.rpartition(b":")
+            if name and verb in node.verbs:
+                node = node.verbs[verb]
+                params.append(_decode(name))
             elif node.parameter is not None and segment:
                 node = node.parameter
                 params.append(_decode(segment))
@@ -82,7 +96,7 @@ class Router:
                 raise _nothing_at(path)
         if not node.handlers:
             raise _nothing_at(path)
-        return Match(node.handlers, tuple(params))
+        return Match(node.handlers, tuple(params), node.scopes)
 
 
 def _split(path: bytes) -> list[bytes]:

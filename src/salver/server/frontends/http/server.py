@@ -58,7 +58,7 @@ class HttpServer:
         services.frontends = tuple(FRONTENDS.get(name)(services) for name in self._names)
         for frontend in services.frontends:
             for route in frontend.routes():
-                self.router.add(route.method, route.path, route.handle)
+                self.router.add(route.method, route.path, route.handle, route.scope)
         self._metrics = metrics
         self._max_connections = settings.max_connections
         self.limits = Limits(settings.max_body_bytes, settings.max_header_bytes, settings.idle_timeout_s)

@@ -7,7 +7,7 @@ import numpy as np
 from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument
 from salver.core.tensors import TensorSpec
-from salver.server.frontends.oip.elements import from_bf16
+from salver.wire.elements import from_bf16
 
 
 def classify(array: Array, spec: TensorSpec, classes: int, batched: bool) -> Array:

@@ -15,9 +15,11 @@ import numpy as np
 from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, Unimplemented
 from salver.core.tensors import NUMPY_DTYPES, Signature, TensorSpec
-from salver.server.frontends import jsonio
 from salver.server.frontends.oip.classification import classify
-from salver.server.frontends.oip.elements import (
+from salver.server.frontends.oip.messages import Decoded, OutputWish, Parameters, PlainRequest, RawRequest, Wanted
+from salver.server.frontends.oip.shortcut import UNSURE, Shortcut
+from salver.wire import jsonio
+from salver.wire.elements import (
     decode_text,
     from_bytes,
     from_json,
@@ -25,8 +27,6 @@ from salver.server.frontends.oip.elements import (
     to_bytes,
     to_json,
 )
-from salver.server.frontends.oip.messages import Decoded, OutputWish, Parameters, PlainRequest, RawRequest, Wanted
-from salver.server.frontends.oip.shortcut import UNSURE, Shortcut
 
 Body = bytes | list[bytes | memoryview]
 
@@ -42,7 +42,6 @@ class ModelCodec:
             msgspec.json.encode(name),
             msgspec.json.encode(version),
         )
-        self.is_ragged = any(not isinstance(d, int) for spec in signature.inputs for d in spec.shape[1:])
         self._specs = {spec.name: spec for spec in signature.inputs}
         self._outputs = {spec.name: spec for spec in signature.outputs}
         self._prefixes: dict[tuple[str, str, tuple[int, ...]], bytes] = {}

@@ -11,8 +11,8 @@ import numpy as np
 
 from salver.core.arrays import Array
 from salver.core.tensors import TensorSpec
-from salver.server.frontends.oip.elements import JSON_KINDS, pack
 from salver.server.frontends.oip.messages import Decoded, HeadRequest, OutputWish, Parameters, Wanted
+from salver.wire.elements import JSON_KINDS, pack
 
 
 def _fast_request(kind: type) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, format_shape
 from salver.core.tensors import NUMPY_DTYPES
-from salver.server.frontends import jsonio
+from salver.wire import jsonio
 
 if TYPE_CHECKING:
     import numpy.typing as npt

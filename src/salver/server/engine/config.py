@@ -1,0 +1,137 @@
+"""What a served model is told besides its graph: batching, versions, state of sequences, steps of a pipeline.
+
+It comes from the model's own folder (``model.toml``, or Triton's ``config.pbtxt`` where that has meaning here) and from
+the server's settings for the model, which win.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class StateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A tensor that the server keeps between the requests of a sequence (Triton's implicit state).
+
+    Args:
+        input, output: the model's input that takes it and the output that gives its next value.
+        initial: value of every element at the start of a sequence.
+    """
+
+    input: str
+    output: str
+    initial: float = 0.0
+
+
+class ControlConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An input by which a model that keeps its own state is told where a sequence stands (Triton's control inputs).
+
+    Args:
+        kind: ``corrid`` gives the sequence's id; the others a flag.
+        off, on: values of the flag.
+    """
+
+    input: str
+    kind: Literal["start", "end", "ready", "corrid"]
+    off: float = 0.0
+    on: float = 1.0
+
+
+class SequenceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How requests of one sequence are kept together.
+
+    Args:
+        strategy: ``direct`` gives a sequence a batch slot for its life; ``oldest`` merges the oldest waiting requests
+            of different sequences.
+        max_sequences: sequences alive at a time; one more is refused.
+        idle_timeout_s: a sequence without requests for this long ends.
+        states: tensors that the server keeps. Without them the model keeps its state itself.
+        controls: inputs filled by the server.
+    """
+
+    strategy: Literal["direct", "oldest"] = "oldest"
+    max_sequences: int = 1024
+    idle_timeout_s: float = 60.0
+    states: tuple[StateConfig, ...] = ()
+    controls: tuple[ControlConfig, ...] = ()
+
+
+class StepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model of a pipeline.
+
+    Args:
+        model: its name.
+        version: a number or a label; empty for the highest that is ready.
+        inputs: the model's input -> name of a tensor of the pipeline.
+        outputs: the model's output -> name of a tensor of the pipeline.
+    """
+
+    model: str
+    version: str = ""
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+
+
+class PipelineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A directed graph of models, without cycles.
+
+    Args:
+        inputs, outputs: names of the tensors that clients send and get; their types follow from the steps.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    steps: tuple[StepConfig, ...]
+
+
+class WarmUp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Runs before a model is ready.
+
+    Args:
+        rows: in each run.
+        count: runs.
+    """
+
+    rows: int = 1
+    count: int = 1
+
+
+class VersionPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which versions of a folder are served.
+
+    Args:
+        latest: that many of the highest; 0 for all.
+        specific: just these, whatever ``latest`` says.
+    """
+
+    latest: int = 1
+    specific: tuple[str, ...] = ()
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything a model is told. None and empty take the server's settings.
+
+    Args:
+        versions: which versions are served.
+        labels: label -> version at start.
+        threads, lanes, max_batch, max_queue, default_timeout_s: as `ModelSettings`.
+        response_cache_bytes: memory for answers that may be given again; 0 for none.
+        sequence: for a model with state.
+        pipeline: steps, for a model that is made of others.
+        warm_up: further runs before it is ready.
+        ignored: fields of a ``config.pbtxt`` that have no meaning here; each is logged and listed in metadata.
+    """
+
+    versions: VersionPolicy | None = None
+    labels: dict[str, str] = {}
+    threads: int | None = None
+    lanes: int | None = None
+    max_batch: int | None = None
+    max_queue: int | None = None
+    default_timeout_s: float | None = None
+    response_cache_bytes: int | None = None
+    sequence: SequenceConfig | None = None
+    pipeline: PipelineConfig | None = None
+    warm_up: tuple[WarmUp, ...] = ()
+    ignored: tuple[str, ...] = ()

@@ -1,0 +1,146 @@
+"""The one way from a decoded request to the engine and back, whatever the protocol: reserved parameters, deadline,
+merge key, cancellation and metrics. A frontend decodes before it and encodes after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from time import monotonic, perf_counter
+from typing import Any, Final, Protocol
+
+from salver.core.arrays import Array
+from salver.core.errors import InvalidArgument, SalverError
+from salver.server.engine.base import Engine, InferRequest, SequenceStep, ServedModel, Timing, merge_key
+
+Encode = Callable[[dict[str, Array]], None]
+"""Writes the answer from the outputs; what it raises becomes the answer."""
+
+_MAX_WHOLE: Final = (1 << 63) - 1
+
+
+class Recorder(Protocol):
+    """The part of the metrics that inference reports to."""
+
+    def record(self, model: ServedModel, code: str, timing: Timing | None, total_s: float, encode_s: float) -> None:
+        """A request ended."""
+
+
+class Reply(Protocol):
+    """What is answered: an `Exchange`, a `Call`, or one message of a stream."""
+
+    cancel: Callable[[], None] | None
+    code: str
+
+    def fail(self, error: SalverError) -> None:
+        """Answer with an error."""
+
+    def attempt(self, step: Callable[[dict[str, Array]], None], outputs: dict[str, Array], /) -> None:
+        """Run the last step of answering; what it raises becomes the answer."""
+
+
+class Dataplane:
+    """Runs decoded requests.
+
+    Args:
+        engine: runs them.
+        metrics: counts them.
+    """
+
+    def __init__(self, engine: Engine, metrics: Recorder) -> None:
+        self.engine = engine
+        self.metrics = metrics
+
+    def infer(
+        self,
+        reply: Reply,
+        model: ServedModel,
+        inputs: dict[str, Array],
+        rows: int,
+        encode: Encode,
+        started_s: float,
+        *,
+        outputs: tuple[str, ...] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        deadline_s: float | None = None,
+    ) -> None:
+        """Run one request; its answer is written by ``encode``, its error by ``reply.fail``.
+
+        Args:
+            inputs, rows: as `Signature.check` accepts and returns them.
+            started_s: `time.perf_counter()` when its last byte was there.
+            outputs: names wanted, in order; None for all.
+            parameters: those of the request; the reserved ones count: ``timeout`` (µs, 0 for none), ``priority``,
+                ``sequence_id``, ``sequence_start``, ``sequence_end``.
+            deadline_s: `time.monotonic()` at which the client stops waiting.
+
+        Raises:
+            SalverError: it was refused; the request has been counted, and the caller's boundary answers it.
+        """
+        inference = _Inference(reply, model, encode, self.metrics, started_s)
+        request = InferRequest(inputs, rows, inference.done, outputs=outputs, deadline_s=deadline_s)
+        if outputs is not None or model.ragged:
+            request.key = merge_key(inputs, outputs, model.signature)
+        try:
+            if parameters:
+                _apply(request, parameters)
+            engine = self.engine
+            reply.cancel = lambda: engine.cancel(model, request)
+            engine.submit(model, request)
+        except SalverError as error:
+            self.refuse(model, error, started_s)
+            raise
+
+    def refuse(self, model: ServedModel, error: SalverError, started_s: float) -> None:
+        """Count a request that ended before it reached the engine, such as one that could not be decoded."""
+        self.metrics.record(model, error.code.value, None, perf_counter() - started_s, 0.0)
+
+
+class _Inference:
+    """One request between its decoding and its answer."""
+
+    __slots__ = ("_encode", "_metrics", "_model", "_reply", "_started_s")
+
+    def __init__(self, reply: Reply, model: ServedModel, encode: Encode, metrics: Recorder, started_s: float) -> None:
+        self._reply = reply
+        self._model = model
+        self._encode = encode
+        self._metrics = metrics
+        self._started_s = started_s
+
+    def done(self, result: dict[str, Array] | SalverError, timing: Timing | None) -> None:
+        """Called by the engine, once."""
+        reply = self._reply
+        encode_from_s = perf_counter()
+        if isinstance(result, SalverError):
+            reply.fail(result)
+        else:
+            reply.attempt(self._encode, result)
+        now_s = perf_counter()
+        self._metrics.record(self._model, reply.code, timing, now_s - self._started_s, now_s - encode_from_s)
+
+
+def _apply(request: InferRequest, parameters: Mapping[str, Any]) -> None:
+    timeout_us = _whole(parameters, "timeout")
+    if timeout_us:
+        until_s = monotonic() + timeout_us / 1e6
+        request.deadline_s = until_s if request.deadline_s is None else min(until_s, request.deadline_s)
+    request.priority = _whole(parameters, "priority")
+    sequence = parameters.get("sequence_id", 0)
+    if type(sequence) not in (int, str) or (type(sequence) is int and not 0 <= sequence < 1 << 64):
+        raise InvalidArgument(f"parameter 'sequence_id' is {sequence!r}, expected a whole number or a text")
+    if sequence:
+        start, end = _flag(parameters, "sequence_start"), _flag(parameters, "sequence_end")
+        request.sequence = SequenceStep(sequence, start, end)
+
+
+def _whole(parameters: Mapping[str, Any], name: str) -> int:
+    value = parameters.get(name, 0)
+    if type(value) is not int or not 0 <= value <= _MAX_WHOLE:
+        raise InvalidArgument(f"parameter '{name}' is {value!r}, expected a whole number from 0 to {_MAX_WHOLE}")
+    return value
+
+
+def _flag(parameters: Mapping[str, Any], name: str) -> bool:
+    value = parameters.get(name, False)
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"parameter '{name}' is {value!r}, expected true or false")
+    return value
