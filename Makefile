@@ -1,8 +1,8 @@
-# The commands of this repository: make run, make test, make check, make bench, make docs.
+# The commands of this repository: make run, make test, make check, make bench, make docs, make protos.
 # Each works on a fresh machine that has Python 3.11 or newer and make. ARGS="..." is handed on;
 # PYTHON=python3.12 chooses the interpreter of a new .venv.
 
-.PHONY: help run test check bench docs matrix clean
+.PHONY: help run test check bench docs protos matrix clients peers fuzz clean
 .DEFAULT_GOAL := help
 
 VENV ?= .venv
@@ -35,7 +35,7 @@ check: $(STAMPS)/installed $(STAMPS)/test $(STAMPS)/check
 	$(BIN)/python -m pytest -q tests/architecture
 
 # Ratios against a baseline in the same run. ARGS="certify.py magika" runs one.
-BENCHMARKS := "certify.py digits" "certify.py magika" codec_cost.py engine_overhead.py
+BENCHMARKS := "certify.py digits" "certify.py magika" codec_cost.py grpc_codec_cost.py engine_overhead.py
 bench: $(STAMPS)/installed $(STAMPS)/test
 	@for line in $(if $(ARGS),"$(ARGS)",$(BENCHMARKS)); do \
 		echo "python benchmarks/$$line"; $(BIN)/python benchmarks/$$line || exit 1; done
@@ -45,12 +45,32 @@ docs: $(STAMPS)/installed $(STAMPS)/test
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m pytest -q tests/docs
 
+# Compile the .proto files again; each at the top of the folder becomes one set, with all it imports.
+PROTOS := src/salver/wire/protos
+protos: $(STAMPS)/test
+	@for name in $(basename $(notdir $(wildcard $(PROTOS)/*.proto))); do \
+		$(BIN)/python -m grpc_tools.protoc -I $(PROTOS) --include_imports \
+			--descriptor_set_out=$(PROTOS)/$$name.binpb $$name.proto || exit 1; done
+
 # The suite on every interpreter this release supports; those that are missing are named and left out.
 matrix:
 	@for v in 3.11 3.12 3.13; do \
 		if python$$v -c 'import ensurepip' 2>/dev/null; then \
 			$(MAKE) --no-print-directory test VENV=build/venv-$$v PYTHON=python$$v || exit 1; \
 		else echo "python$$v: not here, not tested"; fi; done
+
+# An environment for each real client, then the conformance suite with all of them.
+clients: $(STAMPS)/installed $(STAMPS)/test
+	$(BIN)/python benchmarks/conformance.py clients
+	$(BIN)/python -m pytest -q tests/conformance
+
+# Ten million hostile inputs, half an hour of two cores; stopped, it goes on where it was. See docs/fuzzing.md.
+fuzz: $(STAMPS)/installed $(STAMPS)/test
+	nice -n 10 $(BIN)/python -m tests.fuzz --inputs 10000000 --processes 2 $(ARGS)
+
+# The conformance suite against Salver, Triton and MLServer (PyPI, some 300 MB); writes docs/conformance.md.
+peers: $(STAMPS)/installed
+	$(BIN)/python benchmarks/conformance.py run --write
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -71,11 +91,11 @@ $(STAMPS)/installed: $(SOURCES) | $(BIN)/python
 	@$(PIP) install --no-deps --force-reinstall build/wheels-$(notdir $(VENV))/salver-*.whl
 	@touch $@
 
-# magika's network is test data; what its package would pull in is not wanted.
+# The networks of magika and silero-vad are test data; what their packages would pull in is not wanted.
 $(STAMPS)/test: pyproject.toml | $(BIN)/python
 	@echo "installing what the tests need"
 	@$(PIP) install --group test
-	@$(PIP) install --no-deps 'magika>=1.0'
+	@$(PIP) install --no-deps 'magika>=1.0' 'silero-vad>=6.2'
 	@touch $@
 
 $(STAMPS)/check: pyproject.toml | $(BIN)/python

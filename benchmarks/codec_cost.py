@@ -154,9 +154,16 @@ class Host:
         self.router = Router()
         self.services = Services(engine, Metrics(engine.models), ServeSettings())
         for route in FRONTENDS.get("oip-rest")(self.services).routes():
-            self.router.add(route.method, route.path, route.handle)
+            self.router.add(route.method, route.path, route.handle, route.scope)
         self.guard = Guard(True, (), ())
-        self.limits = Limits(64 << 20, 64 << 10, 75.0)
+        self.limits = Limits(
+            max_body_bytes=64 << 20,
+            max_decompressed_bytes=64 << 20,
+            max_header_bytes=64 << 10,
+            max_streams=1024,
+            idle_timeout_s=75.0,
+        )
+        self.methods: dict[bytes, Any] = {}
         self.heads: dict[bytes, Any] = {}
         self.draining = False
         self.date_line = b"date: Thu, 01 Jan 2026 00:00:00 GMT\r\n"
@@ -169,11 +176,16 @@ class Host:
 
     def limit_hit(self, name: str) -> None: ...
 
+    def hand_over(self, connection: Connection, transport: Any, data: bytes) -> None: ...
+
 
 class Sink:
     """A transport that throws away what is written."""
 
     last = b""
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
 
     def write(self, data: bytes) -> None:
         self.last = data

@@ -20,11 +20,13 @@ BOUNDARIES = {
     "builder/importers/_sklearn.py": "a file from anywhere, read by a foreign library",
     "cli/__init__.py": "the person at the terminal",
     "datasets/_function.py": "the user's own code",
-    "server/app.py": "loading one model of several",
+    "server/app.py": "the server's thread",
     "server/engine/lanes.py": "the lane",
+    "server/engine/managed.py": "loading one model of several",
     "server/engine/served.py": "the request",
     "server/frontends/grpc/call.py": "the request",
     "server/frontends/http/exchange.py": "the request",
+    "testing/oip/clients/harness.py": "a foreign client",
 }
 
 

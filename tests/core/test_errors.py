@@ -25,12 +25,23 @@ def test_messages_say_what_to_do() -> None:
     assert UnknownName("metric", "acuracy", ["accuracy", "auc"]).message == (
         "unknown metric 'acuracy'. Did you mean 'accuracy'? Valid: accuracy, auc"
     )
+    assert UnknownName("metric", "acuracy" * 100, ["accuracy"]).message.endswith("'. Valid: accuracy")
     assert UnknownName("model", "x", []).message == "unknown model 'x'. Valid: (none)"
 
 
 def test_an_error_may_say_when_to_come_back() -> None:
     error = errors.ResourceExhausted("full", retry_after_s=1.5)
     assert (str(error), error.retry_after_s) == ("full", 1.5)
+
+
+def test_an_error_can_be_told_in_other_words() -> None:
+    first = UnknownName("input", "x", ["y"])
+    first.retry_after_s = 2.0
+    second = first.reworded("step 2: no input 'x'")
+    assert (type(second), second.message, str(second)) == (UnknownName, "step 2: no input 'x'", "step 2: no input 'x'")
+    assert second.retry_after_s == 2.0
+    assert first.message.startswith("unknown input 'x'")
+    assert errors.TooLarge("large", limit="max_body_bytes").reworded("too large").limit == "max_body_bytes"
 
 
 def test_shapes_are_written_as_people_read_them() -> None:

@@ -140,7 +140,7 @@ GOOD = post("/v2/models/rows/infer", {"inputs": [tensor()]})
         ("rows", b'{"inputs": [', "not valid JSON"),
         ("rows", b"", "it is empty"),
         ("rows", b'{"inputs":[{"name":"\xff"}]}', "not UTF-8: byte 0xff at position"),
-        ("rows", b"[" * 200_000, "Expected `object`"),
+        ("rows", b"[" * 200_000, "nested more than 100 deep"),
         ("text", {"inputs": [tensor(datatype="BYTES")]}, "Expected `str`"),
         ("pick", {"inputs": [tensor(shape=[1], datatype="INT64", data=[10])]}, "out of"),
     ],

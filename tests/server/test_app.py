@@ -18,6 +18,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import onnx
 import pytest
@@ -96,11 +97,11 @@ def test_a_raw_file_is_served_and_said_to_be_untested(digits: Model) -> None:
         server.stop()
 
 
-def test_a_folder_serves_all_versions_with_the_highest_as_default(tmp_path: Path, digits: Model) -> None:
+def test_a_folder_serves_its_versions_with_the_highest_as_default(tmp_path: Path, digits: Model) -> None:
     for version in ("2", "10"):
         (tmp_path / "net" / version).mkdir(parents=True)
         shutil.copy(digits.path, tmp_path / "net" / version / "model.onnx")
-    server = start(tmp_path, models={"net": {"max_batch": 4}, "extra": {"source": str(digits.path)}})
+    server = start(tmp_path, versions="all", models={"net": {"max_batch": 4}, "extra": {"source": str(digits.path)}})
     try:
         body, _ = infer_body(digits)
         assert ask(server.url, "/v2/models/net/infer", body)[1]["model_version"] == "10"
@@ -300,3 +301,16 @@ def make_endless(path: Path) -> Path:
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
+
+
+def test_both_addresses_are_told(digits_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "http.sock"
+    server = start(digits_bundle, http=f"unix:{path}", grpc="127.0.0.1:0")
+    try:
+        assert server.url == f"unix:{path}"
+        with grpc.insecure_channel(server.grpc_address) as channel:
+            live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+            assert live(b"", timeout=10) == b"\x08\x01"
+    finally:
+        server.stop()
+    assert not path.exists()

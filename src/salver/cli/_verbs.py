@@ -133,9 +133,13 @@ VERBS: Final = {
         ),
         Verb(
             name="keys",
-            summary="Make an Ed25519 key pair to sign bundles with.",
+            summary="Make an Ed25519 key pair to sign bundles with, or an API key for callers of a server.",
             run="salver.cli._keys:run",
-            examples=("salver keys", "salver keys -o keys"),
+            examples=(
+                "salver keys",
+                "salver keys -o keys",
+                "salver keys --api dashboard --scopes infer,metadata --expires 90d -o keys.toml",
+            ),
         ),
         Verb(
             name="sign",

@@ -9,7 +9,11 @@ from __future__ import annotations
 import difflib
 import enum
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Final, Self
+
+
+_MAX_TYPO: Final = 256
+"""Characters of a name that is compared with others; difflib keeps a number for each, and names come from clients."""
 
 
 class Code(enum.StrEnum):
@@ -44,6 +48,13 @@ class SalverError(Exception):
         self.message = message
         self.retry_after_s = retry_after_s
 
+    def reworded(self, message: str) -> Self:
+        """The same error, told in other words; this one stays as it is."""
+        made = type(self).__new__(type(self), message)
+        made.__dict__.update(self.__dict__)
+        made.message = message
+        return made
+
 
 class InvalidArgument(SalverError):
     """The caller gave something that can never work."""
@@ -76,7 +87,15 @@ class ResourceExhausted(SalverError):
 
 
 class TooLarge(InvalidArgument):
-    """The request is over a size limit. Retrying never helps (HTTP 413, not 429)."""
+    """The request is over a size limit. Retrying never helps (HTTP 413, not 429).
+
+    Args:
+        limit: name of the setting that is the limit, where it has not been counted as hit yet.
+    """
+
+    def __init__(self, message: str, *, limit: str = "") -> None:
+        super().__init__(message)
+        self.limit = limit
 
 
 class DeadlineExceeded(SalverError):
@@ -137,7 +156,7 @@ class UnknownName(InvalidArgument):
 
     def __init__(self, kind: str, name: str, valid: Iterable[str]) -> None:
         names = sorted(valid)
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5) if len(name) <= _MAX_TYPO else []
         hint = f" Did you mean '{near[0]}'?" if near else ""
         listing = ", ".join(names) if names else "(none)"
         super().__init__(f"unknown {kind} '{name}'.{hint} Valid: {listing}")

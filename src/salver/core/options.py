@@ -456,6 +456,36 @@ OPTIONS: Final = (
         choices=("debug", "info", "warning", "error"),
         help="The least severe messages that are logged",
     ),
+    # keys
+    Option(
+        name="api",
+        kind="text",
+        verbs=("keys",),
+        flag_only=True,
+        example="dashboard",
+        default="(a pair to sign bundles with)",
+        help="Make an API key instead, for the holder of this name",
+    ),
+    Option(
+        name="scopes",
+        kind="list",
+        verbs=("keys",),
+        flag_only=True,
+        example="infer,metrics",
+        default="infer,metadata",
+        help="What the API key grants: infer, metadata, metrics, admin",
+    ),
+    Option(
+        name="expires",
+        kind="duration",
+        verbs=("keys",),
+        flag_only=True,
+        example="90d",
+        default="(never)",
+        field="expires_s",
+        minimum=1,
+        help="Time after which the API key is refused",
+    ),
     # artifacts
     Option(
         name="output",

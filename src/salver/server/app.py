@@ -14,12 +14,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, Self
 
-from salver.core.errors import FailedPrecondition, Internal, SalverError, Unavailable
+from salver.core.errors import FailedPrecondition, Unavailable
+from salver.server._files import allow_connections
 from salver.server._loop import new_event_loop
 from salver.server.engine.engine import RealTimeEngine, unready
-from salver.server.engine.loading import describe, load
-from salver.server.engine.repository import Entry, discover, open_entry
-from salver.server.engine.served import LoadedModel
+from salver.server.engine.manager import ModelManager
+from salver.server.engine.repository import Sources
 from salver.server.frontends.http.server import HttpServer
 from salver.server.monitoring.logs import configure_logging
 from salver.server.monitoring.metrics import Metrics
@@ -46,6 +46,9 @@ class Server:
         self.settings = settings
         self.metrics = Metrics()
         self.engine = RealTimeEngine(self.metrics)
+        named = {name: model.source for name, model in settings.models.items() if model.source}
+        sources = Sources(settings.sources, settings.name, named)
+        self._repository = self.engine.repository = ModelManager(self.engine, sources, settings)
         self._http = HttpServer()
         self._loop: asyncio.AbstractEventLoop
         self._thread: threading.Thread | None = None
@@ -55,9 +58,16 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it listens: ``http://127.0.0.1:8080``."""
-        host, port = self._http.address
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        """Where it listens: ``http://127.0.0.1:8080``, or ``unix:/path``."""
+        address = self._http.addresses[0]
+        if address.startswith("unix:"):
+            return address
+        return f"https://{address}" if self.settings.tls_cert else f"http://{address}"
+
+    @property
+    def grpc_address(self) -> str:
+        """Where it listens besides, as gRPC clients take it: ``127.0.0.1:8081``; empty where it does not."""
+        return self._http.addresses[1] if self.settings.grpc else ""
 
     def start(self) -> None:
         """Listen, load all models, and return when they are ready.
@@ -93,26 +103,27 @@ class Server:
         Raises:
             SalverError: as `start`.
         """
-        entries = discover(
-            self.settings.sources,
-            self.settings.name,
-            {name: model.source for name, model in self.settings.models.items() if model.source},
-        )
+        self._repository.check()
         self.engine.loading = True
         await self._http.start(self.engine, self.metrics, self.settings)
         stopping = asyncio.ensure_future(self._stopping.wait())
-        loading = asyncio.ensure_future(self._load_all(entries))
+        loading = asyncio.ensure_future(self._load_all())
+        watching: asyncio.Future[None] | None = None
         try:
             await asyncio.wait((stopping, loading), return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
                 self.engine.loading = False
+                if self.settings.watch_s:
+                    watching = asyncio.ensure_future(self._repository.watch())
                 on_ready()
             await stopping
             await self._drain()
         finally:
-            stopping.cancel()
-            loading.cancel()
+            for task in (stopping, loading, watching):
+                if task is not None:
+                    task.cancel()
+            await self._repository.stop()
             self.stuck = not self.engine.close()
             await self._http.drain(_CLOSE_S)
 
@@ -120,57 +131,12 @@ class Server:
         """Drain and end; called on the event loop."""
         self._stopping.set()
 
-    async def _load_all(self, entries: list[Entry]) -> None:
-        models = [self.engine.add(entry.name, entry.version) if entry.name else None for entry in entries]
-        results = [await self._load(entry, model) for entry, model in zip(entries, models, strict=True)]
-        errors = [error for error in results if error is not None]
-        if len(errors) == len(entries):
+    async def _load_all(self) -> None:
+        errors = await self._repository.start()
+        if errors and not any(model.state == "READY" for model in self.engine.models()):
             if len(errors) == 1:
                 raise errors[0]
             raise FailedPrecondition("no model can be served: " + "; ".join(unready(self.engine.models())))
-
-    async def _load(self, entry: Entry, model: LoadedModel | None) -> SalverError | None:
-        """Load one model, announcing it when its name is known; a failure is its state, its log line and the return
-        value."""
-        try:
-            bundle = await asyncio.to_thread(open_entry, entry)
-            if model is None:
-                model = self.engine.add(bundle.name, entry.version)
-            hints = bundle.record.hints if bundle.record is not None else {}
-            settings = self.settings.for_model(model.name, hints)
-            loaded = await asyncio.to_thread(load, bundle, settings)
-            model.tested = bundle.tested
-            model.platform = f"{bundle.model.format}_{bundle.model.format}v1"
-            model.metadata = describe(bundle, loaded, settings)
-            model.open(loaded.session, settings, merge=loaded.merge, cost=loaded.cost, inline=loaded.inline)
-        except SalverError as error:
-            failure = error
-        except Exception as error:  # noqa: BLE001  # the load boundary: one bad model must not take the others down
-            _LOG.exception("loading '%s' failed", entry.path)
-            failure = Internal(f"{type(error).__name__}: {error}")
-        else:
-            self._report(model)
-            return None
-        model = model or self.engine.add(entry.title, entry.version)
-        model.refuse(failure.message)
-        _LOG.error("'%s' cannot be served: %s", entry.path, failure.message)
-        return failure
-
-    @staticmethod
-    def _report(model: LoadedModel) -> None:
-        facts = model.metadata
-        _LOG.info(
-            "model '%s' version %s is ready: %s, %d golden requests, merge=%s (%s), threads=%d lanes=%d batch=%d",
-            model.name,
-            model.version,
-            "tested" if model.tested else "UNTESTED",
-            facts["golden_requests"],
-            facts["merge"],
-            facts["merge_reason"],
-            facts["threads"],
-            facts["lanes"],
-            facts["max_batch"],
-        )
 
     async def _drain(self) -> None:
         """Stop accepting, say so to balancers, finish what is queued and running."""
@@ -218,6 +184,7 @@ def serve(
     data = {**settings, "sources": [str(Path(source)) for source in sources], "models": dict(models or {})}
     server = Server(ServeSettings.from_data(data))
     configure_logging(server.settings.log_level)
+    allow_connections(server.settings.max_connections)
     loop = new_event_loop()
     try:
         loop.run_until_complete(_serve(server))
@@ -248,7 +215,8 @@ def _announce(server: Server) -> None:
     gc.set_threshold(*_GC_THRESHOLDS)
     missing = unready(server.engine.models())
     state = "ready" if not missing else "NOT ready (" + "; ".join(missing) + "), serving the others"
-    print(f"{state} on {server.url}", file=sys.stderr, flush=True)
+    where = f"{server.url}, grpc {server.grpc_address}" if server.grpc_address else server.url
+    print(f"{state} on {where}", file=sys.stderr, flush=True)
 
 
 def _close_loop(loop: asyncio.AbstractEventLoop) -> None:

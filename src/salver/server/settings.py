@@ -9,8 +9,10 @@ from typing import Any, Final
 import msgspec
 
 from salver.core.errors import InvalidArgument, UnknownName
+from salver.server.engine.config import ModelConfig, VersionPolicy
 
 _MIB: Final = 1 << 20
+_NOTHING_TOLD: Final = ModelConfig()
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,8 +107,20 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         _check_at_least("", self, _MINIMA)
         for name, model in self.models.items():
             _check_at_least(f"models.{name}.", model, _MINIMA)
+        for versions in (self.versions, *(m.versions for m in self.models.values() if m.versions is not None)):
+            VersionPolicy.parse(versions)
         if self.log_level not in LOG_LEVELS:
             raise UnknownName("log level", self.log_level, LOG_LEVELS)
+        if bool(self.tls_cert) != bool(self.tls_key):
+            given, missing = ("tls_cert", "tls_key") if self.tls_cert else ("tls_key", "tls_cert")
+            raise InvalidArgument(f"{given} needs {missing} beside it: TLS takes a certificate and its private key")
+        if self.tls_client_ca and not self.tls_cert:
+            raise InvalidArgument("tls_client_ca needs tls_cert and tls_key: clients show certificates over TLS only")
+        if "/" in self.shared_memory.removeprefix("/"):
+            raise InvalidArgument(
+                f"shared_memory: got '{self.shared_memory}', expected the beginning of a name such as /clients-, with "
+                "no other slash"
+            )
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> ServeSettings:
@@ -124,25 +138,51 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         except msgspec.ValidationError as error:
             raise InvalidArgument(f"serve: {error}") from None
 
-    def for_model(self, name: str, hints: Mapping[str, Any]) -> RunSettings:
-        """The settings of one model: its own, else the server's, else the bundle's hints, else the default."""
+    def for_model(
+        self,
+        name: str,
+        hints: Mapping[str, Any],
+        config: ModelConfig = _NOTHING_TOLD,
+        asked: ModelConfig = _NOTHING_TOLD,
+    ) -> RunSettings:
+        """The settings of one model: what a load request asked for, else its own, else the server's where given, else
+        its folder's, else the bundle's hints, else the default."""
         own = self.models.get(name, ModelSettings())
 
         def pick(key: str, default: int) -> int:
-            for value in (getattr(own, key), getattr(self, key), hints.get(key.removeprefix("max_"))):
+            hint = hints.get(key.removeprefix("max_"))
+            for value in (getattr(asked, key), getattr(own, key), self._given(key), getattr(config, key), hint):
                 if isinstance(value, int) and value > 0:
                     return value
             return default
 
-        timeout_s = self.default_timeout_s if own.default_timeout_s is None else own.default_timeout_s
+        def first(key: str) -> Any:
+            values = (getattr(asked, key), getattr(own, key), self._given(key), getattr(config, key))
+            return next((value for value in values if value is not None), getattr(self, key))
+
         return RunSettings(
             threads=pick("threads", 1),
             lanes=pick("lanes", 1),
             max_batch=pick("max_batch", 32),
-            max_queue=self.max_queue if own.max_queue is None else own.max_queue,
+            max_queue=pick("max_queue", self.max_queue),
             max_queue_bytes=self.max_queue_bytes,
-            default_timeout_s=timeout_s,
+            default_timeout_s=first("default_timeout_s"),
+            response_cache_bytes=first("response_cache_bytes"),
         )
+
+    def versions_of(self, name: str, config: ModelConfig, asked: ModelConfig = _NOTHING_TOLD) -> VersionPolicy:
+        """Which versions of a model are served; who wins is as in `for_model`."""
+        if asked.versions is not None:
+            return asked.versions
+        text = self.models.get(name, ModelSettings()).versions or self._given("versions")
+        if text is None and config.versions is not None:
+            return config.versions
+        return VersionPolicy.parse(text or self.versions)
+
+    def _given(self, key: str) -> Any:
+        """A setting of the server, or None where it is at its default, which a model's own folder may change."""
+        value = getattr(self, key)
+        return None if value == _DEFAULTS[key] else value
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,7 +194,10 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_queue: int = 1024
     max_queue_bytes: int = 1024 * _MIB
     default_timeout_s: float = 0.0
+    response_cache_bytes: int = 0
 
+
+_DEFAULTS: Final = {field.name: field.default for field in msgspec.structs.fields(ServeSettings)}
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 

@@ -8,10 +8,13 @@ from salver.backends.base import Session
 from salver.core.arrays import Array
 from salver.core.errors import FailedPrecondition
 from salver.core.tensors import Signature
+from salver.server.engine.config import ModelConfig
 from salver.server.engine.cost import CostModel
 from salver.server.engine.engine import RealTimeEngine
 from salver.server.engine.served import LoadedModel
 from salver.server.settings import RunSettings
+
+_PLAIN = ModelConfig()
 
 
 class FunctionSession(Session):
@@ -53,15 +56,17 @@ def add_model(
     settings: RunSettings | None = None,
     merge: bool = True,
     inline: bool = False,
+    config: ModelConfig = _PLAIN,
 ) -> LoadedModel:
     """Serve a session on an engine; call it on the event loop.
 
     Args:
         inline: run batches on the event loop from the first on; otherwise on lanes, always.
+        config: what its folder would say.
     """
     cost = CostModel()
     if inline:
         cost.learn(1, 1e-6, 1e-6)
     model = engine.add(name, version)
-    model.open(session, settings or RunSettings(), merge=merge, cost=cost, inline=inline)
+    model.open(session, settings or RunSettings(), merge=merge, cost=cost, inline=inline, config=config)
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -12,7 +13,7 @@ import msgspec
 import numpy as np
 
 from salver.core.arrays import Array
-from salver.core.errors import InvalidArgument, format_shape
+from salver.core.errors import InvalidArgument, TooLarge, format_shape
 from salver.core.tensors import NUMPY_DTYPES
 from salver.wire import jsonio
 
@@ -43,6 +44,7 @@ _STRUCT_CODES: Final = {
 _BF16_MAX: Final = 3.3895313892515355e38
 _MAX_STRUCT: Final = 4096
 _MAX_RANK: Final = 64  # numpy's
+_OPENING: Final = re.compile(rb"[\[ \t\r\n]*")
 _MAX_EXTENT: Final = 1 << 59  # numpy counts bytes in 63 bits, with a size of 0 counted as 1
 
 
@@ -96,6 +98,19 @@ def from_json(data: Any, datatype: str, shape: list[int], where: str) -> Array:
     values = jsonio.decode(data, kind, place) if isinstance(data, msgspec.Raw) else jsonio.convert(data, kind, place)
     if depth > 1:
         values = _flatten(values, shape, where)
+    return _to_array(values, datatype, shape, count, where)
+
+
+def from_values(values: list[Any], datatype: str, shape: list[int], where: str) -> Array:
+    """An array from a flat list of Python values of the right type (`JSON_KINDS`).
+
+    Raises:
+        InvalidArgument: a value out of range, or not as many as the shape says.
+    """
+    return _to_array(values, datatype, shape, count_of(shape, where), where)
+
+
+def _to_array(values: list[Any], datatype: str, shape: list[int], count: int, where: str) -> Array:
     if len(values) != count:
         raise InvalidArgument(f"{where}: got {len(values)} elements, expected {count} for shape {format_shape(shape)}")
     try:
@@ -156,6 +171,21 @@ def decode_text(raw: bytes, index: int, where: str) -> str:
             f"{where}: element {index} is not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start}; "
             "string inputs take UTF-8 only"
         ) from None
+
+
+def check_strings(array: Array, max_bytes: int, where: str) -> None:
+    """Refuse a string tensor that has an element of more than ``max_bytes`` bytes of UTF-8.
+
+    Raises:
+        TooLarge: names the element.
+    """
+    for index, value in enumerate(array.reshape(-1).tolist()):
+        if len(value) * 4 > max_bytes and len(value.encode()) > max_bytes:
+            raise TooLarge(
+                f"{where}: element {index} has {len(value.encode())} bytes, over the limit of {max_bytes} "
+                "(max_string_bytes)",
+                limit="max_string_bytes",
+            )
 
 
 def to_json(array: Array, datatype: str) -> bytes:
@@ -221,15 +251,10 @@ def count_of(shape: list[int], where: str) -> int:
 
 def _depth(data: Any) -> int:
     """How many lists deep the first element lies."""
-    depth = 0
     if isinstance(data, msgspec.Raw):
-        text = bytes(data)
-        for byte in text:
-            if byte == 0x5B:
-                depth += 1
-            elif byte not in b" \t\r\n":
-                break
-        return max(depth, 1)
+        opening = _OPENING.match(data)
+        return max(opening[0].count(b"["), 1) if opening else 1
+    depth = 0
     while isinstance(data, list):
         depth += 1
         if not data:

@@ -11,11 +11,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from salver.bundle import Bundle
-from salver.core.errors import FailedPrecondition
+from salver.core.errors import FailedPrecondition, InvalidArgument
 from salver.core.model import Model
-from salver.server.engine.loading import load
-from salver.server.engine.repository import Entry, open_entry
-from salver.server.settings import RunSettings
+from salver.server.engine.config import ModelConfig, WarmUp
+from salver.server.engine.folder import Told
+from salver.server.engine.loading import load, taste, warm_up
+from salver.server.engine.repository import open_model
+from salver.server.settings import RunSettings, ServeSettings
+from salver.testing.engine import FunctionSession
 
 
 def save(path: Path, nodes: list[onnx.NodeProto], weights: list[onnx.TensorProto], shape: list[str | int]) -> Path:
@@ -47,7 +50,7 @@ def make_raw(path: Path, *, dynamic: bool, batch: str | int = "batch") -> Bundle
         ]
         quantized = np.round(weights / scale).astype(np.int8)
         save(path, nodes, [numpy_helper.from_array(quantized, "w"), numpy_helper.from_array(scale, "ws")], [batch, 4])
-    return open_entry(Entry(path=path, name="m"))
+    return open_model(path, "m")
 
 
 def test_golden_requests_are_replayed(digits_bundle: Path) -> None:
@@ -75,6 +78,23 @@ def test_a_raw_model_whose_rows_change_each_other_is_not_merged(tmp_path: Path) 
     assert safe.merge
     assert not unsafe.merge
     assert "batch-mates change its answers" in unsafe.merge_reason
+
+
+def test_more_runs_before_it_is_ready(digits: Model) -> None:
+    session = FunctionSession(digits.signature, lambda inputs: {"scores": inputs["image"]})
+    warm_up(session, {"image": np.zeros((2, 1, 28, 28), np.float32)}, WarmUp(rows=5, count=3))
+    warm_up(session, {}, WarmUp())
+    assert session.batches == [5, 5, 5]
+    load(Bundle.wrap(digits, "m", "raw"), RunSettings(), ModelConfig(warm_up=(WarmUp(rows=3, count=2),)))
+
+
+def test_names_of_classes_are_part_of_the_signature(digits: Model) -> None:
+    output = digits.signature.outputs[0].name
+    told = Told(class_names={output: tuple("abcdefghij")})
+    tasted = taste(digits.path, "m", told, ServeSettings())
+    assert tasted.loaded.session.signature.outputs[0].labels == tuple("abcdefghij")
+    with pytest.raises(InvalidArgument, match=f"output 'other', which the model has not; it has '{output}'"):
+        taste(digits.path, "m", Told(class_names={"other": ("a",)}), ServeSettings())
 
 
 def test_a_model_without_a_batch_dimension_is_not_merged(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from salver.backends import open_session
 from salver.backends._onnxruntime import OnnxRuntimeBackend
 from salver.core.model import Blob, Model
 from salver.server.engine.base import Engine
-from salver.server.frontends import Services
+from salver.server.frontends import Frontend, Services
 from salver.server.frontends.http.server import HttpServer
 from salver.server.monitoring.metrics import Metrics
 from salver.server.settings import ServeSettings
@@ -122,7 +122,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[SessionModel]:
 
 @pytest.fixture
 def engine(models: list[SessionModel]) -> InlineEngine:
-    """One for each test, over sessions shared by all."""
+    """One for each test, over sessions shared by all; whatever a test unloaded is back."""
+    for model in models:
+        model.state, model.reason = "READY", ""
     return InlineEngine(models)
 
 
@@ -204,6 +206,7 @@ class Running:
         self.loop = loop
         self.metrics = metrics
         self.address = server.address
+        self.grpc_address = server.addresses[-1]
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run a function on the server's loop."""
@@ -233,9 +236,11 @@ class Running:
 
 
 @contextlib.contextmanager
-def run_server(engine: Engine, **settings: Any) -> Iterator[Running]:
+def run_server(
+    engine: Engine, frontends: Sequence[str | type[Frontend]] | None = None, **settings: Any
+) -> Iterator[Running]:
     metrics = Metrics(engine.models)
-    server = HttpServer()
+    server = HttpServer(frontends)
     ready: list[Any] = []
     started = threading.Event()
     stop: list[asyncio.Event] = []
@@ -243,7 +248,7 @@ def run_server(engine: Engine, **settings: Any) -> Iterator[Running]:
     async def main() -> None:
         stop.append(asyncio.Event())
         try:
-            await server.start(engine, metrics, ServeSettings(http="127.0.0.1:0", **settings))
+            await server.start(engine, metrics, ServeSettings(**{"http": "127.0.0.1:0", **settings}))
             ready.append(asyncio.get_running_loop())
         finally:
             started.set()
@@ -278,3 +283,18 @@ def start(engine: InlineEngine) -> Callable[..., contextlib.AbstractContextManag
 def server(engine: InlineEngine) -> Iterator[Running]:
     with run_server(engine) as running:
         yield running
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], Any]], None]:
+    """Wait for something that happens on another thread."""
+
+    def wait(condition: Callable[[], Any]) -> None:
+        event = threading.Event()
+        for _ in range(500):
+            if condition():
+                return
+            event.wait(0.02)
+        raise AssertionError("it did not happen within 10 s")
+
+    return wait

@@ -32,6 +32,24 @@ class TestOipRest(FrontendConformance):
         assert b"retry-after: 1\r\n" in not_ready.answer[0]
         assert "not ready" in body_of(not_ready)["error"]
 
+    def test_what_is_open_names_no_other_models_and_no_reasons(self, frontend, services):
+        model = services.engine.models()[0]
+        for version in services.engine.models()[:2]:
+            version.state, version.reason = "UNAVAILABLE", "/secret/model.onnx is damaged"
+        for path, status in (
+            ("/v2/health/ready", 503),
+            ("/v2/models/none/ready", 404),
+            (f"/v2/models/{model.name}/ready", 503),
+            (f"/v2/models/{model.name}/versions/1/ready", 503),
+            (f"/v2/models/{model.name}/versions/9/ready", 404),
+        ):
+            answer = call(frontend, "GET", path)
+            error = body_of(answer)["error"]
+            assert answer.status == status
+            assert "secret" not in error
+            assert "pair" not in error
+        assert "models UNAVAILABLE: 2" in body_of(call(frontend, "GET", "/v2/health/ready"))["error"]
+
     def test_server_metadata_lists_both_names_of_the_repository_extension(self, frontend):
         described = body_of(call(frontend, "GET", "/v2"))
         assert described["name"] == "salver"
@@ -165,3 +183,95 @@ class TestOipRest(FrontendConformance):
         assert ask() == "1"
         engine._models.append(newer)
         assert ask() == "2"
+
+
+def limited(services, **settings):
+    from salver.server.frontends import FRONTENDS, Services
+    from salver.server.settings import ServeSettings
+
+    tight = Services(services.engine, services.metrics, ServeSettings(**settings))
+    return {name: FRONTENDS.get(name)(tight) for name in ("oip-rest", "predict", "mlflow")}
+
+
+def test_deep_json_is_refused_and_counted_once_on_every_path(services):
+    frontends = limited(services, max_json_depth=8)
+    deep = [1]
+    for _ in range(8):
+        deep = [deep]
+    tensor = GOOD["inputs"][0]
+    asked = [
+        ("oip-rest", INFER, {**GOOD, "parameters": {"a": deep}}),
+        ("oip-rest", INFER, {"inputs": [{**tensor, "data": deep}]}),
+        ("oip-rest", "/v2/models/linear/generate", {"x": deep}),
+        ("oip-rest", "/v2/repository/index", {"a": deep}),
+        ("oip-rest", "/v2/repository/models/linear/load", {"parameters": {"config": json.dumps({"a": deep})}}),
+        ("predict", "/predict/linear", {"instances": deep}),
+        ("mlflow", "/invocations/linear", {"inputs": deep}),
+    ]
+    for count, (member, path, value) in enumerate(asked, 1):
+        answer = call(frontends[member], "POST", path, encode(value))
+        assert (answer.status, "max_json_depth" in body_of(answer)["error"]) == (413, True), path
+        assert services.metrics.limits == {"max_json_depth": count}, path
+    assert call(frontends["oip-rest"], "POST", INFER, encode(GOOD)).status == 200
+
+
+def test_long_strings_are_refused_and_counted_once_on_every_path(services):
+    frontends = limited(services, max_string_bytes=8)
+    texts = ["é" * 4, "a" * 9]
+    tensor = {"name": "x", "shape": [1, 2], "datatype": "BYTES"}
+    raw = b"".join(len(t.encode()).to_bytes(4, "little") + t.encode() for t in texts)
+    head = encode({"inputs": [{**tensor, "parameters": {"binary_data_size": len(raw)}}]})
+    infer = "/v2/models/id-bytes/infer"
+    asked = [
+        ("oip-rest", infer, encode({"inputs": [{**tensor, "data": texts}]}), {}),
+        ("oip-rest", infer, head + raw, {"inference_header_content_length": b"%d" % len(head)}),
+        ("oip-rest", infer, b"a" * 9, {"inference_header_content_length": b"0"}),
+        ("oip-rest", "/v2/models/id-bytes/generate", encode({"x": texts}), {}),
+        ("predict", "/predict/id-bytes", encode({"instances": [texts]}), {}),
+        ("mlflow", "/invocations/id-bytes", encode({"inputs": [texts]}), {}),
+        ("mlflow", "/invocations/id-bytes", "\n".join(["x", *texts]).encode(), {"content_type": b"text/csv"}),
+    ]
+    refused = 0
+    for member, path, body, fields in asked:
+        answer = call(frontends[member], "POST", path, body, **fields)
+        if answer.status != 400:  # a raw request needs a model whose string stands alone
+            refused += 1
+            assert (answer.status, "max_string_bytes" in body_of(answer)["error"]) == (413, True), path
+            assert services.metrics.limits == {"max_string_bytes": refused}, path
+    assert refused >= 6
+
+
+def test_a_sequence_is_repeated_in_the_answer(rest):
+    request = {**GOOD, "parameters": {"sequence_id": 42, "sequence_start": True}}
+    assert body_of(call(rest, "POST", INFER, encode(request)))["parameters"] == {
+        "sequence_id": 42,
+        "sequence_start": True,
+        "sequence_end": False,
+    }
+    assert "parameters" not in body_of(call(rest, "POST", INFER, encode(GOOD)))
+
+
+@pytest.fixture
+def rest(services):
+    from salver.server.frontends import FRONTENDS
+
+    return FRONTENDS.get("oip-rest")(services)
+
+
+@pytest.mark.parametrize("length", [b"x", b"-1", b"", b"1" * 19])
+def test_header_lengths_that_are_none(rest, length):
+    answer = call(rest, "POST", INFER, encode(GOOD), inference_header_content_length=length)
+    assert (answer.status, "expected a number of bytes" in body_of(answer)["error"]) == (400, True)
+
+
+def test_sequences_have_ids_that_are_numbers_or_texts(rest, services):
+    services.engine.held = []
+    for id in (7, "a", 0):
+        call(rest, "POST", INFER, encode({**GOOD, "parameters": {"sequence_id": id, "sequence_end": True}}))
+    assert [r.sequence and (r.sequence.id, r.sequence.end) for _, r in services.engine.held] == [
+        (7, True),
+        ("a", True),
+        None,
+    ]
+    for wrong in ({"sequence_id": -1}, {"sequence_id": [1]}, {"sequence_id": 1, "sequence_start": 1}):
+        assert call(rest, "POST", INFER, encode({**GOOD, "parameters": wrong})).status == 400

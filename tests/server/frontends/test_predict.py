@@ -8,7 +8,7 @@ import pytest
 
 from salver.core.errors import FailedPrecondition, InvalidArgument
 from salver.core.tensors import Signature, TensorSpec
-from salver.server.frontends.instances import to_inputs, to_predictions
+from salver.server.frontends.instances import example_instance, to_inputs, to_predictions
 from salver.testing.frontends import FrontendConformance, InlineEngine, body_of, call
 
 
@@ -157,3 +157,30 @@ def test_bf16_is_numbers():
     inputs = to_inputs([[1.5, -2]], given)
     assert inputs["x"].dtype == np.uint16
     assert msgspec.json.encode(to_predictions({"y": inputs["x"]}, given, 1)) == b"[[1.5,-2.0]]"
+
+
+def test_an_example_fits_or_is_left_out():
+    assert example_instance(IMAGE) == [[0.5] * 3] * 2
+    assert to_inputs([example_instance(IMAGE)], IMAGE)["x"].shape == (1, 1, 2, 3)
+    large = signature([("x", "FP32", ("n", 5000))], [("y", "FP32", ("n", 1), ())])
+    assert example_instance(large) is None
+    pair = signature([("a", "BYTES", ("n",)), ("b", "BOOL", ("n", "w"))], [("y", "FP32", ("n", 1), ())])
+    assert example_instance(pair) == {"a": "text", "b": True}
+
+
+def test_the_only_model_is_described_without_its_name(models):
+    from salver.server.frontends import FRONTENDS, Services
+    from salver.server.monitoring.metrics import Metrics
+    from salver.server.settings import ServeSettings
+
+    engine = InlineEngine([m for m in models if m.name == "pair"])
+    frontend = FRONTENDS.get("predict")(Services(engine, Metrics(engine.models), ServeSettings()))
+    assert set(frontend.openapi(engine.models())) == {"/predict", "/predict/pair"}
+
+
+def test_outputs_without_rows_are_refused_unless_there_is_one():
+    given = signature([("x", "FP32", ("n",))], [("y", "FP32", (), ()), ("z", "BF16", ("n",), ())])
+    half = np.array([0x3F80], np.uint16)
+    assert to_predictions({"y": np.array(2.0), "z": half}, given, 1) == [{"y": 2.0, "z": 1.0}]
+    with pytest.raises(FailedPrecondition, match="output 'y' has shape \\[\\], no row for each of 2"):
+        to_predictions({"y": np.array(2.0), "z": half}, given, 2)

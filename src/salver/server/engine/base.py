@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import abc
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 from salver.core.arrays import Array
-from salver.core.errors import SalverError
+from salver.core.errors import InvalidArgument, SalverError
 from salver.core.tensors import Signature
 from salver.server.engine.config import ModelConfig
+
+_LABEL: Final = re.compile(r"[A-Za-z_][\w.-]{0,63}", re.ASCII)
 
 ModelState = Literal["LOADING", "READY", "UNLOADING", "UNAVAILABLE"]
 
@@ -155,6 +158,18 @@ Changed = Callable[["SalverError | None"], None]
 """Called once on the event loop when a change of the repository is done: None, or why it failed."""
 
 
+def check_label(label: str) -> None:
+    """Refuse what cannot be a label.
+
+    Raises:
+        InvalidArgument: a number, or not a word.
+    """
+    if not _LABEL.fullmatch(label):
+        raise InvalidArgument(
+            f"'{label[:64]}' cannot be a label; expected a word such as stable: letters, digits, '_', '.' and '-'"
+        )
+
+
 class Repository(abc.ABC):
     """The models a server has and may have, and the changes an administrator makes. Methods are called on the event
     loop and return at once; what takes time reports to `Changed`."""
@@ -180,8 +195,9 @@ class Repository(abc.ABC):
             files: ``<version>/<file>`` -> content, in place of the folder's.
 
         Raises:
-            NotFound: no such model in the repository.
+            NotFound: no such model in the repository; raised, or given to ``done`` once the folders were looked at.
             FailedPrecondition: files were given, and the server does not take uploads.
+            InvalidArgument: a file's name does not fit.
         """
 
     @abc.abstractmethod

@@ -6,9 +6,12 @@ the server's settings for the model, which win.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
+
+from salver.core.errors import InvalidArgument
 
 
 class StateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,6 +49,7 @@ class SequenceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             of different sequences.
         max_sequences: sequences alive at a time; one more is refused.
         idle_timeout_s: a sequence without requests for this long ends.
+        max_state_bytes: of all states together; when they take more, only requests that end a sequence are taken.
         states: tensors that the server keeps. Without them the model keeps its state itself.
         controls: inputs filled by the server.
     """
@@ -53,6 +57,7 @@ class SequenceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     strategy: Literal["direct", "oldest"] = "oldest"
     max_sequences: int = 1024
     idle_timeout_s: float = 60.0
+    max_state_bytes: int = 1 << 30
     states: tuple[StateConfig, ...] = ()
     controls: tuple[ControlConfig, ...] = ()
 
@@ -108,6 +113,57 @@ class VersionPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     latest: int = 1
     specific: tuple[str, ...] = ()
 
+    @classmethod
+    def parse(cls, text: str) -> VersionPolicy:
+        """Read ``latest``, ``latest:2``, ``all`` or ``1,3``.
+
+        Raises:
+            InvalidArgument: anything else.
+        """
+        word, _, count = text.partition(":")
+        if word == "latest" and (not count or (count.isdecimal() and int(count) > 0)):
+            return cls(latest=int(count or 1))
+        if text == "all":
+            return cls(latest=0)
+        versions = tuple(part.strip() for part in text.split(","))
+        if all(is_version(version) for version in versions):
+            return cls(specific=versions)
+        raise InvalidArgument(f"got versions '{text}', expected latest, latest:N, all, or numbers such as 1,3")
+
+    def choose(self, versions: Sequence[str]) -> list[str]:
+        """Those of some versions that are served.
+
+        Args:
+            versions: lowest first.
+        """
+        if self.specific:
+            return [version for version in versions if version in self.specific]
+        return list(versions[-self.latest :])
+
+    def __str__(self) -> str:
+        if self.specific:
+            return ",".join(self.specific)
+        return f"latest:{self.latest}" if self.latest else "all"
+
+
+def is_version(text: str) -> bool:
+    """Whether it is a number as versions are written: without a sign or leading zeros, and within 63 bits."""
+    return text.isascii() and text.isdecimal() and len(text) <= 18 and text == str(int(text))
+
+
+class TensorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a ``config.pbtxt`` says of a tensor: checked against the model, which is what counts.
+
+    Args:
+        name: of an input or output.
+        datatype: as the Open Inference Protocol names it; empty where it is left open.
+        shape: with the batch dimension where there is one; -1 fits anything; None where it is left open.
+    """
+
+    name: str
+    datatype: str = ""
+    shape: tuple[int, ...] | None = None
+
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything a model is told. None and empty take the server's settings.
@@ -120,6 +176,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         sequence: for a model with state.
         pipeline: steps, for a model that is made of others.
         warm_up: further runs before it is ready.
+        label_files: output -> text file in the model's folder with one class name a line, for classification.
+        inputs, outputs: what was said of tensors, to be checked.
         ignored: fields of a ``config.pbtxt`` that have no meaning here; each is logged and listed in metadata.
     """
 
@@ -134,4 +192,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     sequence: SequenceConfig | None = None
     pipeline: PipelineConfig | None = None
     warm_up: tuple[WarmUp, ...] = ()
+    label_files: dict[str, str] = {}
+    inputs: tuple[TensorConfig, ...] = ()
+    outputs: tuple[TensorConfig, ...] = ()
     ignored: tuple[str, ...] = ()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from salver.core.errors import AlreadyExists, NotFound, Unavailable
 from salver.server.engine.base import Engine, InferRequest, ServedModel
+from salver.server.engine.memory import give_back
 from salver.server.engine.servable import Servable
 from salver.server.engine.served import LoadedModel
 from salver.server.monitoring.metrics import Metrics
@@ -24,8 +25,13 @@ class RealTimeEngine(Engine):
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
         metrics.models = self.models
-        self._models: dict[tuple[str, str], LoadedModel] = {}
-        self._found: dict[tuple[str, str | None], LoadedModel] = {}
+        self._models: dict[tuple[str, str], Servable] = {}
+        self._found: dict[tuple[str, str | None], Servable] = {}
+        self._retiring: set[Servable] = set()
+        self.labels: dict[str, dict[str, str]] = {}
+        """Model -> label -> version; who changes it calls `refresh`."""
+        self.absent: dict[str, str] = {}
+        """Models that are known and of which no version is loaded, and why."""
         self._draining = False
         self.loading = False
         """Whether more models are on their way, which perhaps have no name yet; not ready before they are there."""
@@ -38,25 +44,70 @@ class RealTimeEngine(Engine):
         """
         if (name, version) in self._models:
             raise AlreadyExists(f"model '{name}' version {version} is served already; give one another name or version")
-        model = LoadedModel(name, version, self.metrics, self._found.clear)
+        model = LoadedModel(name, version, self.metrics, self.refresh)
         self._models[name, version] = model
+        self.refresh()
         return model
 
-    def find(self, name: str, version: str | None = None) -> ServedModel:
+    def put(self, model: Servable) -> Servable | None:
+        """Let a model stand for its name and version from now on.
+
+        Returns:
+            The one that did so far, for the caller to `retire`; None where there was none.
+        """
+        key = model.name, model.version
+        old = self._models.get(key)
+        self._models[key] = model
+        self.refresh()
+        if old is None or old is model:
+            return None
+        self._retiring.add(old)
+        self.metrics.succeed(old, model)
+        return old
+
+    async def retire(self, model: Servable, timeout_s: float) -> None:
+        """Take a model out of service: what it has taken is answered, within ``timeout_s``; then it is freed."""
+        model.required = False
+        self._retiring.add(model)
+        if self._models.get((model.name, model.version)) is model:
+            model.state, model.reason = "UNLOADING", "unloading"
+            self.refresh()
+        model.drain()
+        await _wait_idle((model,), timeout_s)
+        model.close()
+        self._retiring.discard(model)
+        if self._models.get((model.name, model.version)) is model:
+            del self._models[model.name, model.version]
+        self.metrics.forget(model)
+        self.refresh()
+        await asyncio.to_thread(give_back)
+
+    def refresh(self) -> None:
+        """Models, their states or labels have changed."""
+        self._found.clear()
+        for model in tuple(self._models.values()):
+            model.follow()
+
+    def find(self, name: str, version: str | None = None) -> Servable:
         model = self._found.get((name, version))
         if model is None:
             model = self._found[name, version] = self._choose(name, version)
         return model
 
-    def _choose(self, name: str, version: str | None) -> LoadedModel:
+    def _choose(self, name: str, version: str | None) -> Servable:
         versions = [model for model in self._models.values() if model.name == name]
         if not versions:
+            if name in self.absent:
+                raise Unavailable(f"model '{name}' is not loaded: {self.absent[name]}")
             names = ", ".join(sorted({f"'{model.name}'" for model in self._models.values()})) or "none"
             raise NotFound(f"no model '{name}'; served: {names}")
-        fitting = [model for model in versions if version in (None, "", model.version)]
+        labels = self.labels.get(name, {})
+        number = labels.get(version, version) if version else version
+        fitting = [model for model in versions if number in (None, "", model.version)]
         if not fitting:
             served = ", ".join(sorted((model.version for model in versions), key=_order))
-            raise NotFound(f"model '{name}' has no version '{version}'; served: {served}")
+            more = f"; labels: {', '.join(sorted(labels))}" if labels else ""
+            raise NotFound(f"model '{name}' has no version '{version}'; served: {served}{more}")
         ready = [model for model in fitting if model.state == "READY"]
         if not ready:
             raise max(fitting, key=lambda model: _order(model.version)).unavailable()
@@ -79,10 +130,8 @@ class RealTimeEngine(Engine):
 
     @property
     def ready(self) -> bool:
-        models = self._models.values()
-        return (
-            bool(models) and not self.loading and not self._draining and all(model.state == "READY" for model in models)
-        )
+        needed = (model for model in self._models.values() if model.required)
+        return not self.loading and not self._draining and all(model.state == "READY" for model in needed)
 
     def announce_drain(self) -> None:
         """Not ready any more, so that balancers look elsewhere; requests are still taken."""
@@ -95,14 +144,14 @@ class RealTimeEngine(Engine):
             False when some were still open after ``timeout_s``.
         """
         self._draining = True
-        for model in self._models.values():
-            model.drain()
-        loop = asyncio.get_running_loop()
-        until = loop.time() + timeout_s
-        while not all(model.idle for model in self._models.values()):
-            if loop.time() >= until:
+        until = asyncio.get_running_loop().time() + timeout_s
+        models = self._all()
+        for depth in sorted({model.depth for model in models}, reverse=True):  # pipelines before their steps
+            level = [model for model in models if model.depth == depth]
+            for model in level:
+                model.drain()
+            if not await _wait_idle(level, until - asyncio.get_running_loop().time()):
                 return False
-            await asyncio.sleep(_POLL_S)
         return True
 
     def close(self) -> bool:
@@ -112,8 +161,21 @@ class RealTimeEngine(Engine):
             False when a run still goes on, which cannot be interrupted: the process must end without waiting for it.
         """
         self._draining = True
-        ended = [model.close() for model in self._models.values()]
+        ended = [model.close() for model in self._all()]
         return all(ended)
+
+    def _all(self) -> list[Servable]:
+        return list({*self._models.values(), *self._retiring})
+
+
+async def _wait_idle(models: Sequence[Servable], timeout_s: float) -> bool:
+    loop = asyncio.get_running_loop()
+    until = loop.time() + timeout_s
+    while not all(model.idle for model in models):
+        if loop.time() >= until:
+            return False
+        await asyncio.sleep(_POLL_S)
+    return True
 
 
 def _order(version: str) -> tuple[int, str]:

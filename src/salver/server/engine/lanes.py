@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from time import perf_counter, thread_time
 
@@ -21,8 +21,11 @@ _LOG = logging.getLogger(__name__)
 Answers = list[dict[str, Array]]
 """One mapping of outputs per request of a batch, in order."""
 
+Execute = Callable[[Batch], Answers]
+"""Runs a batch on a model: `execute` or `execute_slots`, bound to it."""
 
-def execute(session: Session, batch: Batch, batched: bool) -> Answers:
+
+def execute(session: Session, batched: bool, batch: Batch) -> Answers:
     """Run a batch.
 
     Args:
@@ -49,6 +52,33 @@ def execute(session: Session, batch: Batch, batched: bool) -> Answers:
     return [{name: array[start:stop] for name, array in outputs.items()} for start, stop in cuts]
 
 
+def execute_slots(session: Session, blanks: Mapping[str, Array], batch: Batch) -> Answers:
+    """Run a batch in which every request has its own row, `Batch.slots`; rows between them that nobody has are zero.
+
+    Args:
+        blanks: inputs of such a row that are not zero.
+
+    Raises:
+        SalverError: as `execute`.
+    """
+    slots = batch.slots or [0]
+    first = batch.requests[0]
+    size = max(slots) + 1
+    feed = {}
+    for name, array in first.inputs.items():
+        rows = [blanks.get(name, _nothing(array))] * size
+        for slot, request in zip(slots, batch.requests, strict=True):
+            rows[slot] = request.inputs[name]
+        feed[name] = np.concatenate(rows)
+    outputs = session.run(feed, first.outputs)
+    _check_rows(outputs, size)
+    return [{name: array[slot : slot + 1] for name, array in outputs.items()} for slot in slots]
+
+
+def _nothing(array: Array) -> Array:
+    return np.full(array.shape, "", object) if array.dtype.hasobject else np.zeros(array.shape, array.dtype)
+
+
 def _check_rows(outputs: dict[str, Array], rows: int) -> None:
     for name, array in outputs.items():
         if not array.ndim or array.shape[0] != rows:
@@ -73,13 +103,13 @@ class Run(msgspec.Struct, frozen=True):
     cpu_s: float
 
 
-def attempt(session: Session, batch: Batch, batched: bool) -> Run:
-    """`execute`, timed, at the lane's border: whatever a model raises comes back as a typed error."""
+def attempt(execute: Execute, batch: Batch) -> Run:
+    """Run a batch, timed, at the lane's border: whatever a model raises comes back as a typed error."""
     started, cpu_started = perf_counter(), thread_time()
     answers: Answers = []
     error = None
     try:
-        answers = execute(session, batch, batched)
+        answers = execute(batch)
     except SalverError as raised:
         error = raised.with_traceback(None)  # it would keep this frame, and the batch, in a reference cycle
     except (Exception, SystemExit) as raised:  # noqa: BLE001  # the lane boundary: a model may raise anything
@@ -97,13 +127,12 @@ class Lane:
 
     Args:
         name: of the thread.
-        session, batched: as in `execute`.
+        execute: runs a batch.
         ran: told of each batch.
     """
 
-    def __init__(self, name: str, session: Session, batched: bool, ran: Ran) -> None:
-        self._session = session
-        self._batched = batched
+    def __init__(self, name: str, execute: Execute, ran: Ran) -> None:
+        self._execute = execute
         self._ran = ran
         self._work: SimpleQueue[Batch | None] = SimpleQueue()
         # A daemon: a run cannot be interrupted, and one that hangs must not keep a drained server alive.
@@ -125,6 +154,6 @@ class Lane:
 
     def _loop(self) -> None:
         while (batch := self._work.get()) is not None:
-            run = attempt(self._session, batch, self._batched)
+            run = attempt(self._execute, batch)
             self._ran(batch, run)
             del batch, run  # do not hold the last batch's arrays while waiting

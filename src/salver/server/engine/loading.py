@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
 from time import perf_counter, thread_time
 from typing import Any, Final
 
@@ -17,13 +19,22 @@ from salver.core.errors import FailedPrecondition, SalverError
 from salver.core.tensors import Signature
 from salver.evaluation import check_invariance
 from salver.server.engine.base import batchable
+from salver.server.engine.config import ModelConfig, WarmUp
 from salver.server.engine.cost import CostModel
-from salver.server.settings import RunSettings
+from salver.server.engine.declared import check_declared, name_classes
+from salver.server.engine.folder import Told
+from salver.server.engine.repository import open_model
+from salver.server.engine.stateful import Stateful
+from salver.server.settings import RunSettings, ServeSettings
 
 _WARM_RUNS: Final = 5
 _WARM_S: Final = 0.2
 _ROWS: Final = 8
 _BUSY: Final = 0.8
+_TIMED = threading.Lock()
+"""Held while a model is timed: another that is timed beside it would take its CPU and Python's global lock."""
+_TURN_S: Final = 2.0  # for which a model waits for its turn; one that hangs must not keep the others from loading
+_NOTHING_TOLD: Final = ModelConfig()
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -46,27 +57,64 @@ class Loaded(msgspec.Struct, frozen=True):
     inline: bool
 
 
-def load(bundle: Bundle, settings: RunSettings) -> Loaded:
+def load(bundle: Bundle, settings: RunSettings, config: ModelConfig = _NOTHING_TOLD) -> Loaded:
     """Load a model, replay its golden requests and warm it up. Blocks; call it on a thread.
 
     Raises:
         FailedPrecondition: a golden request gave another answer than the stored one.
+        InvalidArgument: its folder says of its tensors what is not so.
         SalverError: the model cannot be loaded.
     """
     session = open_session(bundle.model, SessionOptions(threads=settings.threads))
     try:
+        check_declared(config, session.signature)
         golden = bundle.golden
         if golden:
             report = replay(session, golden)
             if not report.ok:
                 raise FailedPrecondition(f"the golden requests failed on this machine: {report}")
-        inputs = golden[0].inputs if golden else _make_inputs(session)
-        merge, reason = _decide_merge(bundle, session, inputs, settings.max_batch)
-        cost, inline = _warm_up(session, inputs, settings.max_batch if merge else 1)
+        stateful = None if config.sequence is None else Stateful(session.signature, config.sequence)
+        view = session if stateful is None else stateful.view(session)
+        inputs = golden[0].inputs if golden else _make_inputs(view)
+        if stateful is not None and golden:
+            inputs = stateful.to_view(inputs)
+        merge, reason = _decide_merge(bundle, view, inputs, settings.max_batch, stateful)
+        cost, inline = _time_alone(view, inputs, settings.max_batch if merge else 1)
+        for more in config.warm_up:
+            warm_up(view, inputs, more)
         return Loaded(session, len(golden), merge, reason, cost, inline)
     except BaseException:
         session.close()
         raise
+
+
+class Tasted(msgspec.Struct, frozen=True):
+    """A model that may be served: what it was opened from, its session, and how it is run."""
+
+    bundle: Bundle
+    loaded: Loaded
+    settings: RunSettings
+
+
+def taste(path: Path, name: str, told: Told, settings: ServeSettings) -> Tasted:
+    """Open a file and `load` it. Blocks; call it on a thread.
+
+    Args:
+        path: of a bundle or an ONNX file.
+        name: under which it is served.
+        told: what its folder says.
+        settings: of the server.
+
+    Raises:
+        SalverError: it cannot be served, and why.
+    """
+    bundle = open_model(path, name)
+    if told.class_names:
+        signature = name_classes(bundle.signature, told.class_names)
+        bundle.model = msgspec.structs.replace(bundle.model, signature=signature)
+    hints = bundle.record.hints if bundle.record is not None else {}
+    run = settings.for_model(name, hints, told.config, told.asked)
+    return Tasted(bundle, load(bundle, run, told.config), run)
 
 
 def _make_inputs(session: Session) -> dict[str, Array]:
@@ -80,13 +128,17 @@ def _make_inputs(session: Session) -> dict[str, Array]:
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
-def _decide_merge(bundle: Bundle, session: Session, inputs: dict[str, Array], max_batch: int) -> tuple[bool, str]:
+def _decide_merge(
+    bundle: Bundle, session: Session, inputs: dict[str, Array], max_batch: int, stateful: Stateful | None = None
+) -> tuple[bool, str]:
     if not batchable(session.signature):
         return False, "inputs and outputs share no batch dimension"
     if max_batch == 1:
         return False, "batching is turned off: max_batch is 1"
+    if stateful is not None and not stateful.keeps_state:
+        return True, "its configuration says that it keeps the state of several sequences"
     record = bundle.record
-    if record is not None and "merge" in record.hints:
+    if stateful is None and record is not None and "merge" in record.hints:
         evaluation = record.sealed.evaluation
         invariance = None if evaluation is None else evaluation.invariance
         why = "" if invariance is None else invariance.reason
@@ -98,6 +150,16 @@ def _decide_merge(bundle: Bundle, session: Session, inputs: dict[str, Array], ma
     except SalverError as error:
         return False, f"it could not be tried: {error.message}"
     return found.invariant, found.reason or "tried at load on made-up rows"
+
+
+def _time_alone(session: Session, inputs: dict[str, Array], max_batch: int) -> tuple[CostModel, bool]:
+    """`_warm_up`, while no other model is timed."""
+    alone = _TIMED.acquire(timeout=_TURN_S)
+    try:
+        return _warm_up(session, inputs, max_batch)
+    finally:
+        if alone:
+            _TIMED.release()
 
 
 def _warm_up(session: Session, inputs: dict[str, Array], max_batch: int) -> tuple[CostModel, bool]:
@@ -116,6 +178,15 @@ def _warm_up(session: Session, inputs: dict[str, Array], max_batch: int) -> tupl
         if not laps or max_batch == 1:
             break
     return cost, inline
+
+
+def warm_up(session: Session, inputs: dict[str, Array], asked: WarmUp) -> None:
+    """Run what the configuration asks for, on rows that the model takes; nothing where there are none."""
+    if not inputs:
+        return
+    rows = _resize(inputs, session.signature, asked.rows)
+    for _ in range(asked.count):
+        session.run(rows)
 
 
 def _time(session: Session, inputs: dict[str, Array]) -> list[tuple[float, float]]:
@@ -138,7 +209,7 @@ def _resize(inputs: dict[str, Array], signature: Signature, rows: int) -> dict[s
     return {name: array[np.arange(rows) % len(array)] for name, array in inputs.items()}
 
 
-def describe(bundle: Bundle, loaded: Loaded, settings: RunSettings) -> dict[str, Any]:
+def describe(bundle: Bundle, loaded: Loaded, settings: RunSettings, config: ModelConfig) -> dict[str, Any]:
     """What metadata says of a served model besides its signature."""
     return {
         "tested": bundle.tested,
@@ -149,4 +220,5 @@ def describe(bundle: Bundle, loaded: Loaded, settings: RunSettings) -> dict[str,
         "threads": settings.threads,
         "lanes": settings.lanes,
         "max_batch": settings.max_batch if loaded.merge else 1,
+        "config_ignored": list(config.ignored),
     }

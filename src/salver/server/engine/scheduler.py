@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from bisect import insort
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Final
 
 import msgspec
@@ -26,7 +26,7 @@ RUNNING: Final = 2
 DONE: Final = 3
 CANCELLED: Final = 4
 
-_SLACK: Final = 64  # dead entries that are not worth a sweep
+SLACK: Final = 64  # dead entries that are not worth a sweep
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,15 +46,19 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Batch:
-    """Requests that run together on one lane."""
+    """Requests that run together on one lane.
 
-    __slots__ = ("lane", "requests", "rows", "started_s")
+    ``slots`` is the row that each must have where the model keeps state by row; else None, and rows lie side by side.
+    """
+
+    __slots__ = ("lane", "requests", "rows", "slots", "started_s")
 
     def __init__(self, requests: list[InferRequest], rows: int, lane: int, started_s: float) -> None:
         self.requests = requests
         self.rows = rows
         self.lane = lane
         self.started_s = started_s
+        self.slots: list[int] | None = None
 
 
 class WaitUntil(msgspec.Struct, frozen=True):
@@ -119,6 +123,10 @@ class Scheduler:
         """Batches that run now."""
         return sum(batch is not None for batch in self._running)
 
+    def gauges(self) -> dict[str, int]:
+        """What waits and runs now."""
+        return {"queued": self.queued, "queued_rows": self.queued_rows, "running": self.running}
+
     def submit(self, request: InferRequest, now: float) -> None:
         """Queue a request.
 
@@ -130,7 +138,7 @@ class Scheduler:
         if self.draining:
             raise Unavailable("the model is draining: it takes no new requests")
         rows = request.rows
-        size = rows * self._row_bytes or _measure(request.inputs)
+        size = rows * self._row_bytes or measure(request.inputs)
         limits = self._limits
         if self.queued and (self.queued >= limits.max_queue or self.queued_bytes + size > limits.max_queue_bytes):
             raise self._full(now)
@@ -176,11 +184,14 @@ class Scheduler:
             return WaitUntil(self._deadlines[0][0])
         return None
 
-    def complete(self, batch: Batch, now: float, cpu_s: float | None = None) -> None:
+    def complete(
+        self, batch: Batch, now: float, cpu_s: float | None = None, answers: Sequence[dict[str, Array]] = ()
+    ) -> None:
         """A batch ran: free its lane, learn its cost. Its requests that are DONE now are to be answered.
 
         Args:
             cpu_s: CPU time of the run, where it was measured.
+            answers: outputs of each request; what is no business of clients is taken out.
         """
         self._running[batch.lane] = None
         elapsed_s = now - batch.started_s
@@ -264,7 +275,7 @@ class Scheduler:
         return level
 
     def _watch(self, request: InferRequest, deadline_s: float) -> None:
-        if len(self._deadlines) > 2 * self.queued + _SLACK:
+        if len(self._deadlines) > 2 * self.queued + SLACK:
             self._deadlines = [entry for entry in self._deadlines if entry[2].state == QUEUED]
             heapq.heapify(self._deadlines)
         self._sequence += 1
@@ -354,7 +365,7 @@ class Scheduler:
 
     def _bury(self) -> None:
         self._dead += 1
-        if self._dead > self.queued + _SLACK:
+        if self._dead > self.queued + SLACK:
             self._sweep()
 
     def _sweep(self) -> None:
@@ -375,7 +386,7 @@ class Scheduler:
         self._dead = 0
 
 
-def _measure(inputs: dict[str, Array]) -> int:
+def measure(inputs: dict[str, Array]) -> int:
     """Bytes of input, the characters of strings included."""
     size = 0
     for array in inputs.values():

@@ -11,6 +11,17 @@ from salver.server.engine.base import InferRequest, ServedModel
 class Servable(ServedModel):
     """One version of a model from discovery to unloading. All methods are called on the event loop."""
 
+    required: bool = True
+    """Whether the server is ready only when it is: so it is with the models named at start."""
+
+    depth: int = 0
+    """0 for a model; for a pipeline, one more than the deepest of its steps."""
+    stateful: bool = False
+    """Whether its requests belong to sequences."""
+
+    def follow(self) -> None:
+        """Other models, their states or labels have changed."""
+
     @abc.abstractmethod
     def submit(self, request: InferRequest) -> None:
         """As `Engine.submit`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Any, Final
 
@@ -12,10 +13,14 @@ from salver.backends.base import Session
 from salver.core.errors import SalverError
 from salver.core.tensors import Signature, TensorSpec
 from salver.server.engine.base import InferRequest, ModelState, Timing, batchable, is_ragged
+from salver.server.engine.config import ModelConfig
 from salver.server.engine.cost import CostModel
-from salver.server.engine.lanes import Lane, Run, attempt
+from salver.server.engine.lanes import Execute, Lane, Run, attempt, execute, execute_slots
+from salver.server.engine.response_cache import ResponseCache
 from salver.server.engine.scheduler import DONE, Batch, Limits, Scheduler, WaitUntil
+from salver.server.engine.sequences import SequenceScheduler
 from salver.server.engine.servable import Servable
+from salver.server.engine.stateful import Stateful
 from salver.server.monitoring.metrics import Metrics
 from salver.server.settings import RunSettings
 
@@ -27,6 +32,7 @@ _JOIN_S: Final = 0.2
 _TICK_S: Final = 0.001  # the resolution of the event loop's timers
 
 _LOG = logging.getLogger(__name__)
+_PLAIN = ModelConfig()
 _EMPTY = Signature(inputs=(), outputs=())
 
 
@@ -56,6 +62,7 @@ class LoadedModel(Servable):
         self._session: Session
         self._scheduler: Scheduler
         self._opened = False
+        self._cache: ResponseCache | None = None
         self._free: list[int] = []
         self._lanes: list[Lane] = []
         self._kicked = False
@@ -63,7 +70,14 @@ class LoadedModel(Servable):
         self._timer_at_s = 0.0
 
     def open(
-        self, session: Session, settings: RunSettings, *, merge: bool, cost: CostModel, inline: bool = True
+        self,
+        session: Session,
+        settings: RunSettings,
+        *,
+        merge: bool,
+        cost: CostModel,
+        inline: bool = True,
+        config: ModelConfig = _PLAIN,
     ) -> None:
         """Take requests from now on.
 
@@ -71,25 +85,31 @@ class LoadedModel(Servable):
             merge: whether requests may share a batch.
             cost: what warm-up learned.
             inline: whether a run keeps the calling thread busy from start to end, so that its CPU time is its time.
+            config: what it is told besides its graph.
+
+        Raises:
+            InvalidArgument: the configuration of its state does not fit its tensors.
         """
+        stateful = None if config.sequence is None else Stateful(session.signature, config.sequence)
         self._loop = asyncio.get_running_loop()
-        self._session = session
-        self.signature = session.signature
-        self.ragged = is_ragged(session.signature)
-        self._batched = batchable(session.signature)
+        self._session = session = session if stateful is None else stateful.view(session)
+        self.config = config
+        self.signature = session.signature if stateful is None else stateful.served
+        self.ragged = is_ragged(self.signature)
         self._inline = inline
         self._timeout_s = settings.default_timeout_s
-        limits = Limits(
-            max_batch=settings.max_batch,
-            max_queue=settings.max_queue,
-            max_queue_bytes=settings.max_queue_bytes,
-            lanes=settings.lanes,
-        )
-        row_bytes = _row_bytes(self.signature) if self._batched else 0
-        self._scheduler = Scheduler(limits, merge=merge and self._batched, row_bytes=row_bytes, cost=cost)
-        self._free = list(range(settings.lanes))
-        title = f"{self.name}-{self.version}"
-        self._lanes = [Lane(f"{title}-{i}", session, self._batched, self._ran) for i in range(settings.lanes)]
+        self._scheduler = _scheduler(session.signature, stateful, settings, config, merge, cost)
+        self.stateful = stateful is not None
+        self._execute: Execute = partial(execute, session, batchable(session.signature))
+        lanes = settings.lanes
+        if stateful is None:
+            self._cache = ResponseCache.of(settings.response_cache_bytes)
+        elif isinstance(self._scheduler, SequenceScheduler) and self._scheduler.has_slots:
+            lanes = 1  # what the model keeps for a slot must not be read and written by two batches
+            if stateful.batched:
+                self._execute = partial(execute_slots, session, stateful.blanks)
+        self._free = list(range(lanes))
+        self._lanes = [Lane(f"{self.name}-{self.version}-{i}", self._execute, self._ran) for i in range(lanes)]
         self._opened = True
         self._enter("READY")
 
@@ -100,12 +120,16 @@ class LoadedModel(Servable):
     def gauges(self) -> dict[str, int]:
         if not self._opened:
             return {}
-        scheduler = self._scheduler
-        return {"queued": scheduler.queued, "queued_rows": scheduler.queued_rows, "running": scheduler.running}
+        gauges = self._scheduler.gauges()
+        if self._cache is not None:
+            gauges["cache_bytes"] = self._cache.size_bytes
+        return gauges
 
     def submit(self, request: InferRequest) -> None:
         if self.state != "READY":
             raise self.unavailable()
+        if self._cache is not None and self._cache.answer(request, self._metrics.of(self)):
+            return
         now = monotonic()
         if self._timeout_s and request.deadline_s is None:
             request.deadline_s = now + self._timeout_s
@@ -119,13 +143,22 @@ class LoadedModel(Servable):
             self._kicked = True
             self._loop.call_soon(self._kick)
 
+    def _kick_soon(self) -> None:
+        if not self._kicked:
+            self._kicked = True
+            self._loop.call_soon(self._kick)
+
     def cancel(self, request: InferRequest) -> None:
         if self._opened:
             self._scheduler.cancel(request)
+            if self.stateful:  # another request of its sequence may have its turn now
+                self._kick_soon()
 
     def drain(self) -> None:
         if self._opened:
             self._scheduler.drain()
+            if self.stateful:
+                self._kick_soon()
 
     @property
     def idle(self) -> bool:
@@ -134,7 +167,8 @@ class LoadedModel(Servable):
     def close(self) -> bool:
         if not self._opened:
             return True
-        self._enter("UNLOADING", "the server is stopping")
+        if self.state != "UNLOADING":
+            self._enter("UNLOADING", "the server is stopping")
         self._scheduler.drain()
         self._scheduler.refuse_all(self.unavailable())
         self._answer_refused()
@@ -144,6 +178,7 @@ class LoadedModel(Servable):
         for lane in self._lanes:
             lane.close()
         self._session.close()
+        self._cache = None
         self._enter("UNAVAILABLE", "unloaded")
         return all(lane.join(_JOIN_S) for lane in self._lanes)
 
@@ -162,9 +197,8 @@ class LoadedModel(Servable):
         while type(found) is Batch:
             if self._inline and scheduler.cost.cpu_s(found.rows) < INLINE_S:
                 self._run_inline(found)
-                if scheduler.queued and not self._kicked:  # let the loop read sockets between two batches
-                    self._kicked = True
-                    self._loop.call_soon(self._kick)
+                if scheduler.queued or self.stateful:
+                    self._kick_soon()  # let the loop read sockets between two batches
                 break
             self._lanes[self._free.pop()].run(found)
             lane = self._free[-1] if self._free else lane
@@ -174,7 +208,7 @@ class LoadedModel(Servable):
             self._wake_at(found.at_s, now)
 
     def _run_inline(self, batch: Batch) -> None:
-        ran = attempt(self._session, batch, self._batched)
+        ran = attempt(self._execute, batch)
         self._settle(batch, ran, inline=True)
         self._answer(batch, ran)
 
@@ -194,10 +228,10 @@ class LoadedModel(Servable):
     def _settle(self, batch: Batch, ran: Run, *, inline: bool) -> None:
         if ran.error is not None:
             self._scheduler.fail(batch, ran.error)
-            if len(batch.requests) > 1:
+            if len(batch.requests) > 1 and not self.stateful:
                 self._metrics.record_split(self)
         else:
-            self._scheduler.complete(batch, monotonic(), ran.cpu_s)
+            self._scheduler.complete(batch, monotonic(), ran.cpu_s, ran.answers)
             self._metrics.record_batch(self, batch.rows, inline)
 
     def _answer(self, batch: Batch, ran: Run) -> None:
@@ -232,6 +266,28 @@ def _call(request: InferRequest, result: Any, timing: Timing | None) -> None:
         request.done(result, timing)
     except Exception:  # noqa: BLE001  # the request boundary
         _LOG.exception("a frontend failed to answer a request")
+
+
+def _scheduler(
+    signature: Signature,
+    stateful: Stateful | None,
+    settings: RunSettings,
+    config: ModelConfig,
+    merge: bool,
+    cost: CostModel,
+) -> Scheduler:
+    limits = Limits(
+        max_batch=settings.max_batch,
+        max_queue=settings.max_queue,
+        max_queue_bytes=settings.max_queue_bytes,
+        lanes=settings.lanes,
+    )
+    batched = batchable(signature)
+    merge = merge and batched
+    row_bytes = _row_bytes(signature) if batched else 0
+    if stateful is None or config.sequence is None:
+        return Scheduler(limits, merge=merge, row_bytes=row_bytes, cost=cost)
+    return SequenceScheduler(limits, config.sequence, stateful, merge=merge, row_bytes=row_bytes, cost=cost)
 
 
 def _row_bytes(signature: Signature) -> int:

@@ -38,8 +38,13 @@ class DocsFrontend(Frontend):
         if b"text/html" in exchange.fields.get(b"accept", b""):
             exchange.respond(b"", b"location: /docs\r\n", 307)
             return
-        models = sorted({model.name for model in self.services.engine.models()})
-        about = {"name": "salver", "version": __version__, "models": models, "docs": "/docs", "api": "/openapi.json"}
+        about = {
+            "name": "salver",
+            "status": "alive",  # what clients of KServe's protocol v1 look for here
+            "version": __version__,
+            "docs": "/docs",
+            "api": "/openapi.json",
+        }
         exchange.respond(jsonio.encode(about))
 
     def _openapi(self, exchange: Exchange) -> None:

@@ -1,8 +1,9 @@
-"""Open Inference Protocol v2 over REST, with the binary tensor, classification, statistics and repository index
-extensions. Specification: https://github.com/kserve/open-inference-protocol (inference_rest.md)."""
+"""Open Inference Protocol v2 over REST, with Triton's extensions; those with routes of their own stand in
+``oip/rest_*.py``. Specification: https://github.com/kserve/open-inference-protocol (inference_rest.md)."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Any, Final
@@ -14,21 +15,23 @@ from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, NotFound, SalverError, Unavailable
 from salver.core.tensors import TensorSpec
 from salver.server.engine.base import ServedModel
+from salver.server.frontends.access import Peer
 from salver.server.frontends.base import Frontend, Route, Services, find_any
 from salver.server.frontends.http.exchange import BINARY, JSON, Exchange
 from salver.server.frontends.oip.codec import ModelCodec
+from salver.server.frontends.oip.extensions import list_extensions
+from salver.server.frontends.oip.messages import CodecLimits
+from salver.server.frontends.oip.model_config import describe_config
 from salver.server.frontends.oip.openapi import describe_model, describe_server
+from salver.server.frontends.oip.rest_generate import GenerateRoutes
+from salver.server.frontends.oip.rest_repository import RepositoryRoutes
+from salver.server.frontends.oip.rest_settings import SettingsRoutes
+from salver.server.frontends.oip.rest_shared_memory import SharedMemoryRoutes
 from salver.wire import jsonio
 
-EXTENSIONS: Final = (
-    "binary_tensor_data",
-    "classification",
-    "model_repository",
-    "model_repository_extension",  # Triton's documents use both names
-    "statistics",
-)
 _LIVE: Final = b'{"live":true}'
 _READY: Final = b'{"ready":true}'
+_NOBODY: Final = Peer()
 _HEADER_LENGTH: Final = b"inference-header-content-length"
 
 
@@ -37,17 +40,13 @@ class _Memo:
 
     __slots__ = ("codec", "model")
 
-    def __init__(self, model: ServedModel) -> None:
+    def __init__(self, model: ServedModel, codec: ModelCodec) -> None:
         self.model = model
-        self.codec = ModelCodec(model.name, model.version, model.signature)
-
-
-class _IndexRequest(msgspec.Struct):
-    ready: bool = False
+        self.codec = codec
 
 
 class OipRestFrontend(Frontend):
-    """``/v2/...``: health, metadata, infer, statistics and the repository's index (read-only)."""
+    """``/v2/...``: health, metadata, infer, statistics, configuration, and the extensions with routes of their own."""
 
     name = "oip-rest"
 
@@ -56,6 +55,18 @@ class OipRestFrontend(Frontend):
         self._engine = services.engine
         self._metrics = services.metrics
         self._dataplane = services.dataplane
+        self._shares_memory = bool(services.settings.shared_memory)
+        self._limits = CodecLimits(
+            max_json_depth=services.settings.max_json_depth, max_string_bytes=services.settings.max_string_bytes
+        )
+        extensions = list_extensions(services.settings.shared_memory)
+        self._about = jsonio.encode({"name": "salver", "version": __version__, "extensions": extensions})
+        self._parts = (
+            RepositoryRoutes(services),
+            GenerateRoutes(services),
+            SettingsRoutes(services),
+            SharedMemoryRoutes(services),
+        )
 
     def routes(self) -> Sequence[Route]:
         one, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
@@ -67,8 +78,9 @@ class OipRestFrontend(Frontend):
             *(Route("GET", path, self._model, "metadata") for path in (one, version)),
             *(Route("GET", f"{path}/ready", self._model_ready, "open") for path in (one, version)),
             *(Route("GET", f"{path}/stats", self._stats, "metadata") for path in (one, version)),
+            *(Route("GET", f"{path}/config", self._config, "metadata") for path in (one, version)),
             *(Route("POST", f"{path}/infer", self._infer, "infer") for path in (one, version)),
-            Route("POST", "/v2/repository/index", self._index, "metadata"),
+            *(route for part in self._parts for route in part.routes()),
         )
 
     def openapi(self, models: Sequence[ServedModel]) -> dict[str, Any]:
@@ -84,12 +96,13 @@ class OipRestFrontend(Frontend):
 
     def _ready(self, exchange: Exchange) -> None:
         if not self._engine.ready:
-            waiting = [f"'{m.name}' is {m.state}" for m in self._engine.models() if m.state != "READY"]
-            raise Unavailable("the server is not ready: " + (", ".join(waiting) or "it is starting or draining"))
+            states = Counter(model.state for model in self._engine.models() if model.state != "READY")
+            waiting = ", ".join(f"models {state}: {count}" for state, count in sorted(states.items()))
+            raise Unavailable(f"the server is not ready: {waiting or 'it is starting or draining'}")
         exchange.respond(_READY)
 
     def _server(self, exchange: Exchange) -> None:
-        exchange.respond(jsonio.encode({"name": "salver", "version": __version__, "extensions": EXTENSIONS}))
+        exchange.respond(self._about)
 
     def _model(self, exchange: Exchange) -> None:
         model = find_any(self._engine, *_named(exchange))
@@ -105,28 +118,26 @@ class OipRestFrontend(Frontend):
         exchange.respond(msgspec.json.encode(described))
 
     def _model_ready(self, exchange: Exchange) -> None:
-        model = self._engine.find(*_named(exchange))
-        exchange.respond(jsonio.encode({"name": model.name, "ready": True}))
+        name, version = _named(exchange)
+        which = f"model '{name}' version '{version}'" if version else f"model '{name}'"
+        try:
+            self._engine.find(name, version)
+        except NotFound:  # what else there is, and why this is not ready, is not for everybody
+            raise NotFound(f"{which} is not served") from None
+        except Unavailable:
+            raise Unavailable(f"{which} is not ready; /v2/repository/index says why") from None
+        exchange.respond(jsonio.encode({"name": name, "ready": True}))
 
-    def _index(self, exchange: Exchange) -> None:
-        wanted = jsonio.decode(exchange.body, _IndexRequest) if exchange.body else _IndexRequest()
-        entries = [
-            {"name": m.name, "version": m.version, "state": m.state, "reason": m.reason}
-            for m in self._engine.models()
-            if m.state == "READY" or not wanted.ready
-        ]
-        exchange.respond(jsonio.encode(entries))
+    def _config(self, exchange: Exchange) -> None:
+        exchange.respond(jsonio.encode(describe_config(find_any(self._engine, *_named(exchange)))))
 
     def _all_stats(self, exchange: Exchange) -> None:
         self._answer_stats(exchange, self._engine.models())
 
     def _stats(self, exchange: Exchange) -> None:
         name, version = _named(exchange)
-        models = [m for m in self._engine.models() if m.name == name and version in (None, m.version)]
-        if not models:
-            find_any(self._engine, name, version)
-            raise NotFound(f"model '{name}' is not served")
-        self._answer_stats(exchange, models)
+        found = find_any(self._engine, name, version)
+        self._answer_stats(exchange, [found] if version else [m for m in self._engine.models() if m.name == name])
 
     def _answer_stats(self, exchange: Exchange, models: Sequence[ServedModel]) -> None:
         exchange.respond(jsonio.encode({"model_stats": [self._metrics.statistics(m) for m in models]}))
@@ -139,11 +150,12 @@ class OipRestFrontend(Frontend):
         model = self._engine.find(*match.params)
         memo = match.memo
         if memo is None or memo.model is not model:
-            memo = match.memo = _Memo(model)
+            memo = match.memo = self._remember(model)
         codec = memo.codec
+        peer = exchange.peer if self._shares_memory else _NOBODY
         try:
             text = exchange.fields.get(_HEADER_LENGTH)
-            decoded = codec.decode(exchange.body, None if text is None else _header_length(text))
+            decoded = codec.decode(exchange.body, None if text is None else _header_length(text), peer)
             exchange.body = b""
             outputs = None if decoded.wishes is None else codec.output_names(decoded.wishes)
         except SalverError as error:
@@ -151,7 +163,7 @@ class OipRestFrontend(Frontend):
             raise
 
         def encode(result: dict[str, Array]) -> None:
-            body, header_length = codec.encode(decoded, result)
+            body, header_length = codec.encode(decoded, result, peer)
             if header_length is None:
                 exchange.respond(body, JSON)
             else:
@@ -167,6 +179,10 @@ class OipRestFrontend(Frontend):
             outputs=outputs,
             parameters=decoded.parameters,
         )
+
+    def _remember(self, model: ServedModel) -> _Memo:
+        memory = self.services.shared_memory
+        return _Memo(model, ModelCodec(model.name, model.version, model.signature, memory, self._limits))
 
 
 def _named(exchange: Exchange) -> tuple[str, str | None]:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from salver.core.errors import NotFound, Unavailable
+from salver.core.errors import InvalidArgument, NotFound, TooLarge, Unavailable
 from salver.server.engine.base import Engine, ServedModel, Timing
 from salver.server.frontends.access import Scope
 from salver.server.frontends.dataplane import Dataplane
 from salver.server.frontends.grpc.call import Call
 from salver.server.frontends.http.exchange import Exchange
+from salver.server.frontends.shared_memory import SharedMemory
+from salver.wire import jsonio
 
 if TYPE_CHECKING:
     from salver.wire.protos import ProtoSet
@@ -134,7 +136,22 @@ class Services:
         self.metrics = metrics
         self.settings = settings
         self.dataplane = Dataplane(engine, metrics)
+        self.shared_memory = SharedMemory(settings.shared_memory, settings.max_body_bytes, metrics.limit_hit)
         self.frontends: tuple[Frontend, ...] = ()
+
+    def read_json(self, body: bytes, kind: Any, where: str = "request") -> Any:
+        """Read JSON within the limits, as a type.
+
+        Raises:
+            InvalidArgument: it is malformed, or not of that type.
+            TooLarge: it is nested too deeply.
+        """
+        try:
+            jsonio.check_depth(body, self.settings.max_json_depth, where)
+        except TooLarge as error:
+            self.dataplane.count_limit(error)
+            raise
+        return jsonio.decode(body, kind, where)
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -207,7 +224,27 @@ def find_any(engine: Engine, name: str, version: str | None) -> ServedModel:
     try:
         return engine.find(name, version)
     except Unavailable:
-        found = [m for m in engine.models() if m.name == name and version in (None, m.version)]
+        wanted = engine.repository.labels(name).get(version, version) if version else None
+        found = [m for m in engine.models() if m.name == name and wanted in (None, m.version)]
         if not found:
             raise NotFound(f"model '{name}' is not served") from None
         return found[-1]
+
+
+def find_only(engine: Engine, path: str) -> ServedModel:
+    """The one model there is, for protocols that name none.
+
+    Args:
+        path: what a request is sent to, where there are several: that and the name.
+
+    Raises:
+        NotFound: there is no model.
+        InvalidArgument: there are several.
+        Unavailable: it is not ready.
+    """
+    names = sorted({model.name for model in engine.models()})
+    if not names:
+        raise NotFound("no model is served")
+    if len(names) > 1:
+        raise InvalidArgument(f"several models are served; use one of {', '.join(f'{path}/{name}' for name in names)}")
+    return engine.find(names[0])

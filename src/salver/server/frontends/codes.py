@@ -54,9 +54,12 @@ def status_of(error: SalverError) -> int:
 
 
 def error_fields(error: SalverError, status: int) -> bytes:
-    """Header lines that belong to an error: ``Retry-After`` (whole seconds, at least 1) where a retry may help."""
+    """Header lines that belong to an error: ``Retry-After`` (whole seconds, at least 1) where a retry may help, and
+    ``WWW-Authenticate`` where a key is needed (RFC 9110, 11.6.1)."""
     if isinstance(error, HttpError):
         return error.fields
+    if status == 401:
+        return b"www-authenticate: Bearer\r\n"
     if status not in _MAY_RETRY:
         return b""
     return b"retry-after: %d\r\n" % max(1, math.ceil(error.retry_after_s or _DEFAULT_RETRY_S))

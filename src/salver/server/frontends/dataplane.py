@@ -8,7 +8,7 @@ from time import monotonic, perf_counter
 from typing import Any, Final, Protocol
 
 from salver.core.arrays import Array
-from salver.core.errors import InvalidArgument, SalverError
+from salver.core.errors import InvalidArgument, SalverError, TooLarge
 from salver.server.engine.base import Engine, InferRequest, SequenceStep, ServedModel, Timing, merge_key
 
 Encode = Callable[[dict[str, Array]], None]
@@ -22,6 +22,9 @@ class Recorder(Protocol):
 
     def record(self, model: ServedModel, code: str, timing: Timing | None, total_s: float, encode_s: float) -> None:
         """A request ended."""
+
+    def limit_hit(self, name: str) -> None:
+        """A limit refused something."""
 
 
 class Reply(Protocol):
@@ -91,7 +94,15 @@ class Dataplane:
 
     def refuse(self, model: ServedModel, error: SalverError, started_s: float) -> None:
         """Count a request that ended before it reached the engine, such as one that could not be decoded."""
+        if isinstance(error, TooLarge):
+            self.count_limit(error)
         self.metrics.record(model, error.code.value, None, perf_counter() - started_s, 0.0)
+
+    def count_limit(self, error: TooLarge) -> None:
+        """Count a limit that was hit, once."""
+        if error.limit:
+            self.metrics.limit_hit(error.limit)
+            error.limit = ""
 
 
 class _Inference:

@@ -34,7 +34,8 @@ class PrometheusExporter:
     def collect(self) -> Iterator[Metric]:
         """All families, as prometheus_client calls for them."""
         metrics = self._metrics
-        records = [((m.name, m.version), record) for m, record in metrics.records.items()]
+        # Two models of one version share a record while one replaces the other.
+        records = list({(m.name, m.version): record for m, record in reversed(metrics.records.items())}.items())[::-1]
         yield from _requests(records)
         yield from _batches(records)
         yield from _states(metrics.models())
@@ -78,11 +79,17 @@ def _requests(records: _Records) -> Iterator[Metric]:
 def _batches(records: _Records) -> Iterator[Metric]:
     inline = CounterMetricFamily("salver_inline_batches", "Batches run on the event loop.", labels=_LABELS)
     split = CounterMetricFamily("salver_split_batches", "Batches that failed and were split.", labels=_LABELS)
+    hits = CounterMetricFamily("salver_cache_hits", "Requests answered from the response cache.", labels=_LABELS)
+    misses = CounterMetricFamily("salver_cache_misses", "Requests that the response cache had not.", labels=_LABELS)
     for labels, record in records:
         inline.add_metric(labels, record.inline_batches)
         split.add_metric(labels, record.split_batches)
+        hits.add_metric(labels, record.cache_hit.count)
+        misses.add_metric(labels, record.cache_miss.count)
     yield inline
     yield split
+    yield hits
+    yield misses
 
 
 def _states(models: Iterable[ServedModel]) -> Iterator[Metric]:
@@ -92,6 +99,9 @@ def _states(models: Iterable[ServedModel]) -> Iterator[Metric]:
         "queued": GaugeMetricFamily("salver_queue_requests", "Requests that wait.", labels=_LABELS),
         "queued_rows": GaugeMetricFamily("salver_queue_rows", "Rows that wait.", labels=_LABELS),
         "running": GaugeMetricFamily("salver_running_batches", "Batches that run.", labels=_LABELS),
+        "sequences": GaugeMetricFamily("salver_sequences", "Sequences that are alive.", labels=_LABELS),
+        "state_bytes": GaugeMetricFamily("salver_sequence_bytes", "Memory of their states.", labels=_LABELS),
+        "cache_bytes": GaugeMetricFamily("salver_cache_bytes", "Memory of the response cache.", labels=_LABELS),
     }
     for model in models:
         labels = (model.name, model.version)

@@ -46,6 +46,8 @@ class ModelRecord:
 
     __slots__ = (
         "batch_rows",
+        "cache_hit",
+        "cache_miss",
         "codes",
         "compute",
         "encode",
@@ -66,6 +68,8 @@ class ModelRecord:
         self.compute = Histogram(SECONDS)
         self.encode = Histogram(SECONDS)
         self.batch_rows = Histogram(ROWS)
+        self.cache_hit = Histogram(SECONDS)
+        self.cache_miss = Histogram(SECONDS)
         self.refused: dict[str, int] = {}
         self.failed_s = 0.0
         self.inferences = 0
@@ -104,8 +108,9 @@ class Metrics:
         place = bisect_left(SECONDS, total_s)
         record.total.counts[place] += 1
         record.total.total += total_s
-        if timing is None:
-            record.failed_s += total_s
+        if timing is None:  # it failed, or its answer was there already
+            if code != "OK":
+                record.failed_s += total_s
             return
         # Histogram.add, without the calls: this runs for every request.
         queue_s, compute_s = timing.queue_s, timing.compute_s
@@ -142,7 +147,18 @@ class Metrics:
 
     def of(self, model: ServedModel) -> ModelRecord:
         """What was counted of a model; made on first use."""
-        return self.records.setdefault(model, ModelRecord())
+        record = self.records.get(model)
+        if record is None:
+            record = self.records[model] = ModelRecord()
+        return record
+
+    def succeed(self, old: ServedModel, new: ServedModel) -> None:
+        """Count on where another took the place of a model: same name, same version."""
+        self.records[new] = self.of(old)
+
+    def forget(self, model: ServedModel) -> None:
+        """Drop what was counted of a model that is gone."""
+        self.records.pop(model, None)
 
     def render(self) -> bytes:
         """Everything, in the Prometheus text format 0.0.4."""
@@ -169,8 +185,8 @@ class Metrics:
                 "compute_input": nothing,
                 "compute_infer": {"count": ran, "ns": _ns(record.compute.total)},
                 "compute_output": {"count": ran, "ns": _ns(record.encode.total)},
-                "cache_hit": nothing,
-                "cache_miss": nothing,
+                "cache_hit": {"count": record.cache_hit.count, "ns": _ns(record.cache_hit.total)},
+                "cache_miss": {"count": record.cache_miss.count, "ns": _ns(record.cache_miss.total)},
             },
             "batch_stats": [],
             "memory_usage": [],

@@ -255,7 +255,7 @@ class TestLimits:
     @pytest.mark.parametrize("coding", ["gzip", "deflate"])
     def test_compressed_bodies_may_not_grow_beyond_it(self, start, coding):
         bomb = {"gzip": gzip.compress, "deflate": zlib.compress}[coding](bytes(1 << 20))
-        with start(max_body_bytes=10_000) as server:
+        with start(max_decompressed_bytes=10_000) as server:
             answer = server.ask("POST", "/v2/models/linear/infer", bomb, Content_Encoding=coding)
             assert answer.status == 413
             assert "becomes larger than 10000 bytes" in answer.error

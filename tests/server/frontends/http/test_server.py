@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from salver.core.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
+from salver.server.frontends.http.addresses import parse_address
 from salver.server.frontends.http.router import Router
-from salver.server.frontends.http.server import HttpServer, date_line, parse_address
+from salver.server.frontends.http.server import HttpServer, date_line
 from salver.server.monitoring.metrics import Metrics
 from salver.server.settings import ServeSettings
 

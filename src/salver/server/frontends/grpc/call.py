@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Final, Protocol, TypeVarTuple
+from typing import Final, Protocol, TypeVarTuple
 
 from salver.core.errors import Internal, SalverError
 from salver.server.frontends.access import Peer
@@ -30,7 +30,7 @@ class Call:
 
     A unary handler finds the request in `message` and calls `respond` or `fail` once, now or later. A streaming handler
     is called as soon as the call opens: it sets `on_message` and `on_end`, calls `send` as often as it likes, and
-    `finish` or `fail` at the end.
+    `finish` or `fail` at the end. It answers each message at least once: while many are unanswered, no more are read.
 
     Args:
         writer: who writes the answer.
@@ -51,7 +51,6 @@ class Call:
         "on_message",
         "path",
         "started_s",
-        "state",
     )
 
     def __init__(
@@ -74,8 +73,6 @@ class Call:
         self.on_end: Callable[[], None] | None = None
         self.code = ""
         """``OK`` or the error's canonical code, once there is a status."""
-        self.state: Any = None
-        """The connection's own."""
 
     @property
     def peer(self) -> Peer:

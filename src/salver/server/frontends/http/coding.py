@@ -51,7 +51,10 @@ def _inflate(body: bytes, window: int, name: str, max_bytes: int) -> bytes:
             raise InvalidArgument(f"the body is not valid {name}: {error}") from None
         size += len(part)
         if size > max_bytes:
-            raise TooLarge(f"the {name} body becomes larger than {max_bytes} bytes, the limit (max_body_bytes)")
+            raise TooLarge(
+                f"the {name} body becomes larger than {max_bytes} bytes, the limit (max_decompressed_bytes)",
+                limit="max_decompressed_bytes",
+            )
         parts.append(part)
         if not worker.eof:
             raise InvalidArgument(f"the {name} body ends early")

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVarTuple
 
-from salver.core.errors import Internal, SalverError
+from salver.core.errors import Internal, SalverError, TooLarge
 from salver.server.frontends.access import Peer, Scope
 from salver.server.frontends.codes import error_body, error_fields, status_of
 
@@ -56,6 +56,12 @@ class Writer(Protocol):
     def answered(self, exchange: Exchange) -> None:
         """The exchange has its answer, its head, or another piece of its body."""
 
+    def cut(self, exchange: Exchange) -> None:
+        """The exchange has begun to answer and cannot go on: the client must see that this is not the whole answer."""
+
+    def limit_hit(self, name: str) -> None:
+        """A limit refused the request."""
+
 
 class Exchange:
     """One request and its answer. Plain slots: one is made for every request.
@@ -84,6 +90,8 @@ class Exchange:
         "code",
         "extra",
         "fields",
+        "is_begun",
+        "is_old",
         "match",
         "method",
         "started_s",
@@ -113,6 +121,10 @@ class Exchange:
         self.cancel: Callable[[], None] | None = None
         """What to call when the client goes away before the answer; set by the handler."""
         self.close = False
+        self.is_old = False
+        """Whether it came as HTTP/1.0, which knows no chunks."""
+        self.is_begun = False
+        """Whether the head of a streamed answer has been written."""
         self.code = ""
         """``OK`` or the error's canonical code, once there is an answer."""
         self.status = 0
@@ -161,7 +173,13 @@ class Exchange:
             self._writer.answered(self)
 
     def fail(self, error: SalverError) -> None:
-        """Answer with an error."""
+        """Answer with an error; an answer that has begun is cut off. A limit that the error names is counted."""
+        if isinstance(error, TooLarge) and error.limit:
+            self._writer.limit_hit(error.limit)
+        if self.chunks is not None:
+            self.cancel = None
+            self._writer.cut(self)
+            return
         status = status_of(error)
         self.respond(error_body(error), JSON + error_fields(error, status), status, error.code.value)
 

@@ -1,4 +1,4 @@
-"""Who may call: ``Host`` against DNS rebinding, ``Origin`` against web pages of other sites.
+"""Who may call: ``Host`` against DNS rebinding, ``Origin`` against web pages of other sites, credentials for the rest.
 
 A server on loopback is reachable by every web page the user has open: a page's own name can be made to resolve to
 127.0.0.1 (its requests then carry that name in ``Host``), and a page may post to 127.0.0.1 directly (its requests then
@@ -8,12 +8,41 @@ carry its ``Origin``). Both are refused unless configured.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
-from typing import Final
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, Protocol
 
-from salver.core.errors import InvalidArgument, PermissionDenied
+from salver.core.errors import FailedPrecondition, InvalidArgument, PermissionDenied
+from salver.server.frontends.access import EVERYTHING, Access, Authenticator, Peer, Scope
+from salver.server.frontends.keyring import VERIFIED, KeyringFile
 
+_LOG: Final = logging.getLogger(__name__)
 _MAX_SEEN: Final = 256
+
+
+class GuardSettings(Protocol):
+    """The settings that say who may call."""
+
+    @property
+    def tls_client_ca(self) -> str:
+        """Certificates in PEM of those who vouch for clients; empty where clients need no certificate."""
+
+    @property
+    def api_keys(self) -> str:
+        """File of hashed API keys; empty for none."""
+
+    @property
+    def insecure(self) -> bool:
+        """Whether to listen beyond loopback though callers prove nothing."""
+
+    @property
+    def trusted_hosts(self) -> Sequence[str]:
+        """Names accepted in ``Host`` besides those of loopback."""
+
+    @property
+    def cors_origins(self) -> Sequence[str]:
+        """Origins whose web pages may call."""
 
 
 class Guard:
@@ -24,9 +53,17 @@ class Guard:
             every host passes, unless ``trusted_hosts`` are named.
         trusted_hosts: host names, without port.
         cors_origins: origins such as ``https://app.example``, or ``*``.
+        access: what credentials are needed; none by default.
     """
 
-    def __init__(self, loopback: bool, trusted_hosts: Sequence[str], cors_origins: Sequence[str]) -> None:
+    def __init__(
+        self,
+        loopback: bool,
+        trusted_hosts: Sequence[str],
+        cors_origins: Sequence[str],
+        access: Access | None = None,
+    ) -> None:
+        self.check_access = (access or Access()).check_access
         self._loopback = loopback
         self._trusted = {h.lower() for h in trusted_hosts}
         self._origins = {o.lower().rstrip("/") for o in cors_origins}
@@ -66,6 +103,39 @@ class Guard:
         raise PermissionDenied(f"origin '{text}' may not call this server; add it to cors_origins to allow it")
 
 
+def make_access(settings: GuardSettings, address: str, loopback: bool) -> Access:
+    """What the callers of a listener may do.
+
+    Args:
+        address: where it listens, ``host:port`` or ``unix:/path``.
+        loopback: whether only this machine can reach it.
+
+    Raises:
+        FailedPrecondition: other machines can, and callers would prove nothing.
+        SalverError: the file of keys is wrong; see `read_keyring`.
+    """
+    authenticators: list[Authenticator] = []
+    keyring = KeyringFile(Path(settings.api_keys)) if settings.api_keys else None
+    if keyring is not None:
+        authenticators.append(keyring.by_key)
+    if settings.tls_client_ca and not address.startswith("unix:"):
+        authenticators.append(_by_any_certificate if keyring is None else keyring.by_certificate)
+    if authenticators or loopback:
+        return Access(authenticators)
+    if settings.insecure:
+        _LOG.warning("%s is open to everyone who can reach it (--insecure); the admin API is closed there", address)
+        return Access(anonymous=EVERYTHING - {"admin"})
+    raise FailedPrecondition(
+        f"{address} can be reached from other machines, and callers would prove nothing. Name a file of API keys "
+        "(--api-keys, made by 'salver keys --api NAME') or those who vouch for client certificates (--tls-client-ca); "
+        "or say --insecure, where a network or a proxy keeps strangers out"
+    )
+
+
+def _by_any_certificate(_fields: Mapping[bytes, bytes], peer: Peer) -> frozenset[Scope] | None:
+    return VERIFIED if peer.is_tls else None
+
+
 def cors_fields(origin: bytes) -> bytes:
     """Header lines that let the page of an allowed origin read the answer."""
     return (
@@ -78,7 +148,7 @@ def preflight_fields(origin: bytes, methods: bytes) -> bytes:
     """Header lines that answer a CORS preflight (https://fetch.spec.whatwg.org/#http-cors-protocol)."""
     return (
         cors_fields(origin) + b"access-control-allow-methods: " + methods + b"\r\n"
-        b"access-control-allow-headers: content-type, inference-header-content-length, authorization\r\n"
+        b"access-control-allow-headers: content-type, inference-header-content-length, authorization, x-api-key\r\n"
         b"access-control-max-age: 600\r\n"
     )
 

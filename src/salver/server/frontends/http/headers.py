@@ -20,6 +20,7 @@ KNOWN: Final = frozenset(
         b"inference-header-content-length",
         b"origin",
         b"transfer-encoding",
+        b"x-api-key",
     }
 )
 

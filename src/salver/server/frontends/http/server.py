@@ -1,4 +1,4 @@
-"""The HTTP listener: a socket, its connections, their shared limits, and a graceful end."""
+"""All addresses of a server: their connections, shared limits, and a graceful end."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import asyncio
 import socket
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
-from salver.core.errors import InvalidArgument, Unavailable
+from salver.core.errors import AlreadyExists
+from salver.core.registry import load
 from salver.server.engine.base import Engine
-from salver.server.frontends import FRONTENDS, HttpSettings, Metrics, Services
-from salver.server.frontends.http._connection import LINGER_S, Connection
-from salver.server.frontends.http.guard import Guard, is_loopback_address
+from salver.server.frontends import BUILTIN, FRONTENDS, GRPC, Frontend, HttpSettings, Metrics, Services
+from salver.server.frontends.base import Method
+from salver.server.frontends.http.listener import Listener
 from salver.server.frontends.http.router import Router
-from salver.server.frontends.http.shared import Head, Limits
+from salver.server.frontends.http.shared import LINGER_S, Limits, ServedConnection
 
-_BACKLOG: Final = 1024
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")  # not strftime's, which follow the locale
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _TICK_S: Final = 1.0
@@ -24,23 +24,27 @@ _DRAIN_STEP_S: Final = 0.02
 _DRAIN_GRACE_S: Final = 0.1
 """During a drain an idle connection stays that long: a request may be on its way."""
 
+_TLS: Final = "salver.server.frontends.tls:"
+
 
 class HttpServer:
-    """Serves the HTTP frontends on one address.
+    """Serves all frontends on ``settings.http`` and ``settings.grpc``; both answer HTTP/1.1 and HTTP/2.
 
     Args:
-        frontends: names in the `frontends` family, in the order of their routes.
+        frontends: names in the `frontends` family, or classes, in the order of their routes; all built-in ones by
+            default, those that speak only gRPC where ``settings.grpc`` names an address.
     """
 
-    def __init__(self, frontends: Sequence[str] = ("oip-rest", "predict", "metrics", "docs")) -> None:
-        self._names = tuple(frontends)
-        self._connections: set[Connection] = set()
-        self._listener: asyncio.Server | None = None
+    def __init__(self, frontends: Sequence[str | type[Frontend]] | None = None) -> None:
+        self._names = frontends
+        self._connections: set[ServedConnection] = set()
+        self._listeners: list[Listener] = []
         self._tick: asyncio.TimerHandle | None = None
+        self._certificates: Any = None
+        self._services: Services | None = None
         self.router = Router()
-        self.heads: dict[bytes, Head] = {}
+        self.methods: dict[bytes, Method] = {}
         self.draining = False
-        self.date_line = b""
 
     async def start(
         self, engine: Engine, metrics: Metrics, settings: HttpSettings, sock: socket.socket | None = None
@@ -51,56 +55,74 @@ class HttpServer:
             sock: a bound socket to listen on, instead of ``settings.http``.
 
         Raises:
-            InvalidArgument: ``settings.http`` is not ``host:port``.
-            Unavailable: the address cannot be bound.
+            InvalidArgument: an address is neither ``host:port`` nor ``unix:/path``.
+            Unavailable: an address cannot be bound.
+            FailedPrecondition: callers from other machines would prove nothing.
         """
-        services = Services(engine, metrics, settings)
-        services.frontends = tuple(FRONTENDS.get(name)(services) for name in self._names)
+        self._services = Services(engine, metrics, settings)
+        self._add_frontends(self._services)
+        self._metrics = metrics
+        self._max_connections = settings.max_connections
+        self.limits = Limits(
+            max_body_bytes=settings.max_body_bytes,
+            max_decompressed_bytes=settings.max_decompressed_bytes,
+            max_header_bytes=settings.max_header_bytes,
+            max_streams=settings.max_streams,
+            idle_timeout_s=settings.idle_timeout_s,
+        )
+        self.time = asyncio.get_running_loop().time
+        context = None
+        if settings.tls_cert:
+            context = load(_TLS + "server_context")(settings)
+            self._certificates = load(_TLS + "CertificateFiles")(context, settings)
+        self._listeners = [Listener(self, address) for address in (settings.http, settings.grpc) if address]
+        try:
+            for listener in self._listeners:
+                await listener.bind(settings, context, sock if listener is self._listeners[0] else None)
+        except BaseException:
+            self.close_listeners()
+            raise
+        self._sweep()
+        for listener in self._listeners:
+            await listener.start()
+
+    def _add_frontends(self, services: Services) -> None:
+        names = self._names
+        if names is None:
+            names = [name for name in BUILTIN if services.settings.grpc or name not in GRPC]
+        members = [FRONTENDS.get(name) if isinstance(name, str) else name for name in names]
+        services.frontends = tuple(member(services) for member in members)
         for frontend in services.frontends:
             for route in frontend.routes():
                 self.router.add(route.method, route.path, route.handle, route.scope)
-        self._metrics = metrics
-        self._max_connections = settings.max_connections
-        self.limits = Limits(settings.max_body_bytes, settings.max_header_bytes, settings.idle_timeout_s)
-        loop = asyncio.get_running_loop()
-        self.time = loop.time
-        try:
-            if sock is not None:
-                self._listener = await loop.create_server(
-                    self._connect, sock=sock, backlog=_BACKLOG, start_serving=False
-                )
-            else:
-                host, port = parse_address(settings.http)
-                self._listener = await loop.create_server(
-                    self._connect, host, port, backlog=_BACKLOG, start_serving=False
-                )
-        except OSError as error:
-            raise Unavailable(
-                f"cannot listen on {settings.http}: {error.strerror or error}; choose another address with --http"
-            ) from None
-        names = [s.getsockname() for s in self._listener.sockets]
-        self._address: tuple[str, int] = names[0][:2]
-        self.guard = Guard(
-            all(is_loopback_address(name[0]) for name in names), settings.trusted_hosts, settings.cors_origins
-        )
-        self._sweep()
-        await self._listener.start_serving()
+            for method in frontend.methods():
+                if self.methods.setdefault(method.path.encode(), method) is not method:
+                    raise AlreadyExists(f"gRPC method {method.path} is claimed by two frontends")
 
     @property
-    def address(self) -> tuple[str, int]:
-        """Host and port that the first socket listens on."""
-        return self._address
+    def address(self) -> tuple[str, int] | str:
+        """Host and port, or the path of a Unix socket, that ``settings.http`` became."""
+        return self._listeners[0].bound
+
+    @property
+    def addresses(self) -> list[str]:
+        """All addresses as people write them: ``settings.http``, then ``settings.grpc``."""
+        return [listener.title for listener in self._listeners]
 
     def close_listeners(self) -> None:
         """Accept no more connections; those there stay."""
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
 
     async def drain(self, timeout_s: float) -> None:
-        """End every connection after the answers it is waiting for, which carry ``Connection: close``; those that are
-        not done in time are cut."""
+        """End every connection after the answers it is waiting for; those that are not done in time are cut."""
         self.close_listeners()
-        self.draining = True
+        if not self.draining:
+            self.draining = True
+            for listener in self._listeners:
+                listener.draining = True
+            for connection in list(self._connections):
+                connection.drain()
         end_s = self.time() + timeout_s
         grace_s = min(self.time() + _DRAIN_GRACE_S, end_s)
         while self._connections and self.time() < end_s:
@@ -112,15 +134,17 @@ class HttpServer:
             connection.abort()
         if self._tick is not None:
             self._tick.cancel()
+        if self._services is not None:
+            self._services.shared_memory.close()
         await asyncio.sleep(0)  # lets transports report that they are gone
 
-    def opened(self, connection: Connection) -> int:
+    def opened(self, connection: ServedConnection) -> int:
         """Count a connection; how many there are over the limit."""
         self._connections.add(connection)
         self._metrics.connections = len(self._connections)
         return len(self._connections) - self._max_connections
 
-    def closed(self, connection: Connection) -> None:
+    def closed(self, connection: ServedConnection) -> None:
         """Forget a connection."""
         self._connections.discard(connection)
         self._metrics.connections = len(self._connections)
@@ -129,14 +153,15 @@ class HttpServer:
         """Report a limit that refused something."""
         self._metrics.limit_hit(name)
 
-    def _connect(self) -> Connection:
-        return Connection(self)
-
     def _sweep(self) -> None:
-        self.date_line = date_line(time.time())
+        line = date_line(time.time())
+        for listener in self._listeners:
+            listener.date_line = line
         now_s = self.time()
         for connection in list(self._connections):
             connection.check(now_s)
+        if self._certificates is not None:
+            self._certificates.refresh()
         wait_s = min(_TICK_S, self.limits.idle_timeout_s / 4, LINGER_S)
         self._tick = asyncio.get_running_loop().call_later(wait_s, self._sweep)
 
@@ -147,15 +172,3 @@ def date_line(at_s: float) -> bytes:
     day, month = _DAYS[t.tm_wday], _MONTHS[t.tm_mon - 1]
     clock = f"{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02}"
     return f"date: {day}, {t.tm_mday:02} {month} {t.tm_year} {clock} GMT\r\n".encode()
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """Split ``host:port``; an IPv6 host stands in brackets.
-
-    Raises:
-        InvalidArgument: it is not that.
-    """
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535 or not host:
-        raise InvalidArgument(f"'{text}' is not an address; expected host:port, such as 127.0.0.1:8080 or [::1]:8080")
-    return host.removeprefix("[").removesuffix("]"), int(port)

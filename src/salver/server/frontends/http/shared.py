@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
 import msgspec
 
 from salver.server.frontends.http.exchange import Match
+from salver.server.frontends.http.guard import Guard
+from salver.server.frontends.http.router import Router
+
+LINGER_S: Final = 5.0
+"""How long a connection that was ended waits for its client to end it too."""
+
+MIN_BODY_BYTES_S: Final = 1024
+"""A client that sends its body slower than this, `idle_timeout_s` allowed on top, is cut off."""
 
 
 class Limits(msgspec.Struct, frozen=True):
     """Bounds of one connection; see ``docs/server/limits.md``."""
 
     max_body_bytes: int
+    max_decompressed_bytes: int
     max_header_bytes: int
+    max_streams: int
     idle_timeout_s: float
 
 
@@ -29,3 +43,49 @@ class Head:
         self.fields = fields
         self.length = length
         self.extra = extra
+
+
+class ServedConnection(Protocol):
+    """A connection, whatever it speaks, as the listener sees it."""
+
+    def check(self, now_s: float) -> None:
+        """Cut off a client that idles or stalls for too long. Called about once a second."""
+
+    def drain(self) -> None:
+        """Ask the client to send no more requests; those open are answered. Called once."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being read or answered."""
+
+    def close(self) -> None:
+        """End an idle connection."""
+
+    def abort(self) -> None:
+        """End the connection now."""
+
+
+class Host(Protocol):
+    """What connections know of their listener."""
+
+    router: Router
+    guard: Guard
+    limits: Limits
+    heads: dict[bytes, Head]
+    methods: dict[bytes, Any]
+    """Path -> gRPC `Method`."""
+    draining: bool
+    date_line: bytes
+    time: Callable[[], float]
+
+    def opened(self, connection: ServedConnection) -> int:
+        """A connection is there; how many there are over the limit."""
+
+    def closed(self, connection: ServedConnection) -> None:
+        """A connection is gone."""
+
+    def limit_hit(self, name: str) -> None:
+        """A limit refused something."""
+
+    def hand_over(self, connection: ServedConnection, transport: asyncio.Transport, data: bytes) -> None:
+        """The client speaks HTTP/2: let another connection have the transport, and what came on it."""

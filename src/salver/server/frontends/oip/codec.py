@@ -13,11 +13,23 @@ import msgspec
 import numpy as np
 
 from salver.core.arrays import Array
-from salver.core.errors import InvalidArgument, Unimplemented
-from salver.core.tensors import NUMPY_DTYPES, Signature, TensorSpec
+from salver.core.errors import InvalidArgument
+from salver.core.tensors import Signature, TensorSpec
+from salver.server.frontends.access import Peer
 from salver.server.frontends.oip.classification import classify
-from salver.server.frontends.oip.messages import Decoded, OutputWish, Parameters, PlainRequest, RawRequest, Wanted
+from salver.server.frontends.oip.messages import (
+    DEFAULT_LIMITS,
+    CodecLimits,
+    Decoded,
+    OutputWish,
+    Parameters,
+    PlainRequest,
+    RawRequest,
+    Region,
+)
+from salver.server.frontends.oip.model import OipModel, answer_parameters, region_of
 from salver.server.frontends.oip.shortcut import UNSURE, Shortcut
+from salver.server.frontends.shared_memory import SharedMemory
 from salver.wire import jsonio
 from salver.wire.elements import (
     decode_text,
@@ -31,21 +43,26 @@ from salver.wire.elements import (
 Body = bytes | list[bytes | memoryview]
 
 _MAX_PREFIXES: Final = 64
+_NOBODY: Final = Peer()
 
 
-class ModelCodec:
+class ModelCodec(OipModel):
     """Decodes requests for one version of a model and encodes its answers. What can be known beforehand is."""
 
-    def __init__(self, name: str, version: str, signature: Signature) -> None:
-        self.signature = signature
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        signature: Signature,
+        memory: SharedMemory | None = None,
+        limits: CodecLimits = DEFAULT_LIMITS,
+    ) -> None:
+        super().__init__(signature, memory, limits)
         self._opening = b'{"model_name":%b,"model_version":%b,' % (
             msgspec.json.encode(name),
             msgspec.json.encode(version),
         )
-        self._specs = {spec.name: spec for spec in signature.inputs}
-        self._outputs = {spec.name: spec for spec in signature.outputs}
         self._prefixes: dict[tuple[str, str, tuple[int, ...]], bytes] = {}
-        self._all_binary = tuple(OutputWish(name, True) for name in self._outputs)
         self._fast = self._choose_fast()
 
     def _choose_fast(self) -> Shortcut | None:
@@ -54,18 +71,20 @@ class ModelCodec:
         spec = self.signature.inputs[0]
         if spec.datatype == "BF16" or not all(isinstance(d, int) for d in spec.shape[1:]):
             return None
-        return Shortcut(spec, self._wishes)
+        return Shortcut(spec, self.wishes, self.limits)
 
-    def decode(self, body: bytes, header_length: int | None) -> Decoded:
+    def decode(self, body: bytes, header_length: int | None, peer: Peer = _NOBODY) -> Decoded:
         """Read a request.
 
         Args:
+            peer: who asks, for shared memory.
             header_length: the value of ``Inference-Header-Content-Length``: size of the JSON before the tensors; 0 for
                 a raw request; None without the field.
 
         Raises:
             InvalidArgument: it is malformed or does not fit the signature; names the input, given and expected.
-            Unimplemented: it asks for shared memory.
+            TooLarge: a string, or the nesting of the JSON, is over its limit.
+            FailedPrecondition, PermissionDenied, NotFound: as `SharedMemory.read`.
         """
         if self._fast is not None and header_length != 0:
             try:
@@ -75,32 +94,30 @@ class ModelCodec:
             if decoded is not None:
                 return decoded
         if header_length is None:
-            return self._decode_slowly(body, len(body))
+            return self._decode_slowly(body, len(body), peer)
         if header_length == 0:
             return self._decode_raw(body)
         if header_length > len(body):
             raise InvalidArgument(
                 f"Inference-Header-Content-Length: got {header_length}, but the body has {len(body)} bytes"
             )
-        return self._decode_slowly(body, header_length)
+        return self._decode_slowly(body, header_length, peer)
 
-    def _decode_slowly(self, body: bytes, header_length: int) -> Decoded:
-        request = _decode_request(body if header_length == len(body) else body[:header_length])
+    def _decode_slowly(self, body: bytes, header_length: int, peer: Peer) -> Decoded:
+        head = body if header_length == len(body) else body[:header_length]
+        jsonio.check_depth(head, self.limits.max_json_depth)
+        request = _decode_request(head)
         inputs: dict[str, Array] = {}
         position = header_length
         for tensor in request.inputs:
             where = f"input '{tensor.name}'"
-            if tensor.name in inputs:
-                raise InvalidArgument(f"{where} is given twice")
-            spec = self._specs.get(tensor.name)
-            if tensor.datatype not in NUMPY_DTYPES:
-                raise InvalidArgument(
-                    f"{where}: unknown datatype '{tensor.datatype}'; valid: {', '.join(NUMPY_DTYPES)}"
-                )
-            if spec is None:  # says which are unknown and which are missing
-                self.signature.check({t.name: np.empty(0) for t in request.inputs})
-            elif tensor.datatype != spec.datatype:
-                raise InvalidArgument(f"{where}: got datatype {tensor.datatype}, expected {spec.datatype}")
+            spec = self.find_input(tensor.name, tensor.datatype, (t.name for t in request.inputs), inputs)
+            region = region_of(tensor.parameters, where)
+            if region is not None:
+                if tensor.data is not msgspec.UNSET:
+                    raise InvalidArgument(f"{where} has both 'data' and 'shared_memory_region'")
+                inputs[tensor.name] = self.read_region(region, spec, tensor.shape, peer)
+                continue
             size = _binary_size(tensor.parameters, where)
             if size is None:
                 if tensor.data is msgspec.UNSET:
@@ -117,8 +134,8 @@ class ModelCodec:
             position += size
         if position != len(body):
             raise InvalidArgument(f"{len(body) - position} bytes of the body belong to no input")
-        wishes = self._wishes(request.outputs, request.parameters, False)
-        return self._checked(inputs, wishes, request.id, request.parameters)
+        wishes = self.wishes(request.outputs, request.parameters, False)
+        return self.checked(inputs, wishes, request.id, request.parameters)
 
     def _decode_raw(self, body: bytes) -> Decoded:
         """A body that is nothing but the elements of the only input."""
@@ -144,50 +161,13 @@ class ModelCodec:
                 raise InvalidArgument(f"{where}: got {len(body)} bytes, expected a multiple of {step}")
             shape = [d if isinstance(d, int) else len(body) // step if step else 0 for d in dims]
             array = from_bytes(body, 0, len(body), spec.datatype, shape, where)
-        return self._checked({spec.name: array}, self._wishes(None, None, True), None, None)
+        return self.checked({spec.name: array}, self.wishes(None, None, True), None, None)
 
-    def _checked(
-        self,
-        inputs: dict[str, Array],
-        wishes: tuple[OutputWish, ...] | None,
-        id: str | int | None,
-        parameters: Parameters | None,
-    ) -> Decoded:
-        rows = self.signature.check(inputs)
-        if rows < 1:
-            raise InvalidArgument(f"a request needs at least one row, got {rows}")
-        return Decoded(inputs, rows, wishes, id, parameters)
-
-    def _wishes(
-        self, wanted: list[Wanted] | None, parameters: Parameters | None, binary: bool
-    ) -> tuple[OutputWish, ...] | None:
-        if parameters:
-            binary = _flag(parameters, "binary_data_output", binary, "request")
-        if wanted is None or not wanted:
-            return self._all_binary if binary else None
-        wishes: dict[str, OutputWish] = {}
-        for output in wanted:
-            self.signature.output(output.name)
-            where = f"output '{output.name}'"
-            if output.name in wishes:
-                raise InvalidArgument(f"{where} is asked for twice")
-            own = output.parameters or {}
-            _refuse_shared_memory(own, where)
-            classes = own.get("classification", 0)
-            if type(classes) is not int or classes < 0:
-                raise InvalidArgument(f"{where}: classification is {classes!r}, expected a number of classes")
-            wishes[output.name] = OutputWish(output.name, _flag(own, "binary_data", binary, where), classes)
-        return tuple(wishes.values())
-
-    def output_names(self, wishes: tuple[OutputWish, ...] | None) -> tuple[str, ...] | None:
-        """The outputs to ask the engine for: None for all of them, in order, so that such requests can be merged."""
-        if wishes is None or wishes is self._all_binary:
-            return None
-        names = tuple(wish.name for wish in wishes)
-        return None if names == self.signature.output_names else names
-
-    def encode(self, decoded: Decoded, outputs: Mapping[str, Array]) -> tuple[Body, int | None]:
+    def encode(self, decoded: Decoded, outputs: Mapping[str, Array], peer: Peer = _NOBODY) -> tuple[Body, int | None]:
         """Write the answer.
+
+        Args:
+            peer: who asked, for shared memory.
 
         Returns:
             The body, whole or in pieces, and the size of its JSON if tensors follow it.
@@ -195,8 +175,10 @@ class ModelCodec:
         opening = self._opening
         if decoded.id is not None:
             opening += b'"id":%b,' % jsonio.ENCODER.encode(decoded.id)
+        if decoded.parameters is not None and (repeated := answer_parameters(decoded.parameters)):
+            opening += b'"parameters":%b,' % jsonio.encode(repeated)
         if decoded.wishes is not None:
-            return self._encode_wishes(opening, decoded.wishes, outputs)
+            return self._encode_wishes(opening, decoded.wishes, outputs, peer)
         parts = []
         for spec in self.signature.outputs:
             array = outputs[spec.name]
@@ -204,7 +186,7 @@ class ModelCodec:
         return b'%b"outputs":[%b]}' % (opening, parts[0] if len(parts) == 1 else b",".join(parts)), None
 
     def _encode_wishes(
-        self, opening: bytes, wishes: tuple[OutputWish, ...], outputs: Mapping[str, Array]
+        self, opening: bytes, wishes: tuple[OutputWish, ...], outputs: Mapping[str, Array], peer: Peer
     ) -> tuple[Body, int | None]:
         parts: list[bytes] = []
         blobs: list[bytes | memoryview] = []
@@ -214,7 +196,11 @@ class ModelCodec:
                 array = classify(array, spec, wish.classes, self.signature.batch_dim is not None)
                 spec = TensorSpec(name=spec.name, datatype="BYTES", shape=array.shape)
             prefix = self._prefix(spec, array.shape)
-            if wish.binary:
+            if wish.region is not None:
+                blob = to_bytes(array, spec.datatype)
+                self.write_region(wish.region, wish.name, blob, peer)
+                parts.append(b'%b,"parameters":%b}' % (prefix, _region_parameters(wish.region, len(blob))))
+            elif wish.binary:
                 blob = to_bytes(array, spec.datatype)
                 blobs.append(blob)
                 parts.append(b'%b,"parameters":{"binary_data_size":%d}}' % (prefix, len(blob)))
@@ -246,20 +232,17 @@ def _decode_request(body: bytes) -> RawRequest | PlainRequest:
 def _binary_size(parameters: Parameters | None, where: str) -> int | None:
     if not parameters:
         return None
-    _refuse_shared_memory(parameters, where)
     size = parameters.get("binary_data_size")
     if size is not None and (type(size) is not int or not 0 <= size < 1 << 62):
         raise InvalidArgument(f"{where}: binary_data_size is {size!r}, expected a number of bytes")
     return size
 
 
-def _refuse_shared_memory(parameters: Parameters, where: str) -> None:
-    if "shared_memory_region" in parameters:
-        raise Unimplemented(f"{where}: shared memory is not supported; send the data in the body")
-
-
-def _flag(parameters: Parameters, name: str, default: bool, where: str) -> bool:
-    value = parameters.get(name, default)
-    if not isinstance(value, bool):
-        raise InvalidArgument(f"{where}: {name} is {value!r}, expected true or false")
-    return value
+def _region_parameters(region: Region, size: int) -> bytes:
+    return jsonio.ENCODER.encode(
+        {
+            "shared_memory_region": region.name,
+            "shared_memory_byte_size": size,
+            "shared_memory_offset": region.offset,
+        }
+    )

@@ -1,8 +1,8 @@
-"""What an OIP v2 REST request says, as it is read and once it is decoded."""
+"""What an OIP v2 request says: as REST reads it, and once it is decoded."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -11,17 +11,42 @@ from salver.core.arrays import Array
 Parameters = dict[str, Any]
 
 
+class CodecLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of what a request may hold; see `ServeSettings`."""
+
+    max_json_depth: int = 100
+    max_string_bytes: int = 16 << 20
+
+
+DEFAULT_LIMITS: Final = CodecLimits()
+
+
+class Region(msgspec.Struct, frozen=True):
+    """A part of a region of shared memory, as a request names it.
+
+    Args:
+        name: under which the region was registered.
+        byte_size, offset: the part of it.
+    """
+
+    name: str
+    byte_size: int
+    offset: int = 0
+
+
 class OutputWish(msgspec.Struct, frozen=True):
     """How one output is wanted.
 
     Args:
         binary: after the JSON, as bytes.
         classes: how many of the largest values, as ``value:index[:label]``; 0 for the tensor itself.
+        region: where in shared memory it goes; None for into the answer.
     """
 
     name: str
     binary: bool = False
     classes: int = 0
+    region: Region | None = None
 
 
 class Decoded:
@@ -84,7 +109,7 @@ class HeadInput(msgspec.Struct, gc=False):
     name: str
     shape: list[int]
     datatype: str
-    parameters: Parameters
+    parameters: dict[str, int]
     data: msgspec.UnsetType = msgspec.UNSET
 
 

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from salver.core.tensors import TensorSpec
 from salver.server.engine.base import ServedModel
+from salver.server.frontends.instances import example_element
 
 ERRORS: Final[dict[str, Any]] = {
     "default": {
@@ -28,6 +29,12 @@ _ELEMENTS: Final = {
     "FP64": "number",
 }
 _SHOWN: Final = 64
+_OBJECT: Final[dict[str, Any]] = {"type": "object"}
+_LABEL: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["label", "version"],
+    "properties": {"label": {"type": "string"}, "version": {"type": ["string", "integer", "null"]}},
+}
 
 
 def operation(summary: str, tag: str, request: Any = None, response: Any = None) -> dict[str, Any]:
@@ -53,13 +60,6 @@ def element_schema(spec: TensorSpec) -> dict[str, Any]:
     return {"type": _ELEMENTS.get(spec.datatype, "integer")}
 
 
-def sample(spec: TensorSpec) -> Any:
-    """An element that fits."""
-    return {"BOOL": True, "BYTES": "text"}.get(
-        spec.datatype, 0 if spec.dtype.kind in "iu" and spec.datatype != "BF16" else 0.5
-    )
-
-
 def describe_server() -> dict[str, Any]:
     """The paths that concern no single model."""
     flag = {"type": "object", "properties": {"live": {"type": "boolean"}, "ready": {"type": "boolean"}}}
@@ -69,6 +69,35 @@ def describe_server() -> dict[str, Any]:
         "/v2/health/ready": {"get": operation("Whether every model is ready", "server", None, (flag, {"ready": True}))},
         "/v2/models/stats": {"get": operation("Statistics of all models", "server")},
         "/v2/repository/index": {"post": operation("Models, versions and their states", "server")},
+        "/v2/logging": {
+            "get": operation("Settings of the log", "server"),
+            "post": operation("Change the level of the log", "server", (_OBJECT, {"log_verbose_level": 1})),
+        },
+        "/v2/trace/setting": {"get": operation("Settings of tracing, which is off", "server")},
+        **_describe_shared_memory(),
+    }
+
+
+def _describe_shared_memory() -> dict[str, Any]:
+    base, tag = "/v2/systemsharedmemory", "shared memory"
+    one = f"{base}/region/{{region}}"
+    region = [{"name": "region", "in": "path", "required": True, "schema": {"type": "string"}}]
+    place = {
+        "type": "object",
+        "required": ["key", "byte_size"],
+        "properties": {
+            "key": {"type": "string"},
+            "offset": {"type": "integer", "minimum": 0},
+            "byte_size": {"type": "integer", "minimum": 1},
+        },
+    }
+    register = operation("Register a region, from a Unix socket", tag, (place, None))
+    return {
+        f"{base}/status": {"get": operation("All regions", tag)},
+        f"{base}/unregister": {"post": operation("Forget all regions", tag)},
+        f"{one}/status": {"get": operation("One region", tag) | {"parameters": region}},
+        f"{one}/unregister": {"post": operation("Forget a region", tag) | {"parameters": region}},
+        f"{one}/register": {"post": register | {"parameters": region}},
     }
 
 
@@ -81,12 +110,33 @@ def describe_model(model: ServedModel) -> dict[str, Any]:
         (_request_schema(model), example_request(model)),
         (_response_schema(model), None),
     )
+    flat = (_OBJECT, _flat_example(model))
+    stream = operation("Run the model on a flat object, answers as events", model.name, flat)
+    stream["responses"]["200"]["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+    repository = f"/v2/repository/models/{quote(model.name, safe='')}"
+    label = (_LABEL, {"label": "stable", "version": model.version})
     return {
         base: {"get": operation("Inputs, outputs and how it was tested", model.name)},
         f"{base}/ready": {"get": operation("Whether it is ready", model.name)},
         f"{base}/stats": {"get": operation("Statistics", model.name)},
+        f"{base}/config": {"get": operation("Configuration, as Triton describes it", model.name)},
         f"{base}/infer": {"post": infer},
+        f"{base}/generate": {"post": operation("Run the model on a flat object", model.name, flat, (_OBJECT, None))},
+        f"{base}/generate_stream": {"post": stream},
+        f"{base}/labels": {
+            "get": operation("Labels and the versions they name", model.name),
+            "post": operation("Let a label name a version, or none", model.name, label),
+        },
+        f"{repository}/load": {"post": operation("Load, or load again what changed", model.name, (_OBJECT, {}))},
+        f"{repository}/unload": {"post": operation("Take out of service", model.name, (_OBJECT, {}))},
     }
+
+
+def _flat_example(model: ServedModel) -> dict[str, Any] | None:
+    whole = example_request(model)
+    if whole is None:
+        return None
+    return {t["name"]: t["data"] if len(t["data"]) != 1 else t["data"][0] for t in whole["inputs"]}
 
 
 def example_request(model: ServedModel) -> dict[str, Any] | None:
@@ -99,7 +149,9 @@ def example_request(model: ServedModel) -> dict[str, Any] | None:
             count *= size
         if count > _SHOWN * _SHOWN:
             return None
-        inputs.append({"name": spec.name, "shape": shape, "datatype": spec.datatype, "data": [sample(spec)] * count})
+        inputs.append(
+            {"name": spec.name, "shape": shape, "datatype": spec.datatype, "data": [example_element(spec)] * count}
+        )
     return {"inputs": inputs}
 
 
@@ -132,6 +184,9 @@ def _request_schema(model: ServedModel) -> dict[str, Any]:
                     "timeout": {"type": "integer", "description": "microseconds"},
                     "priority": {"type": "integer", "description": "smaller is sooner"},
                     "binary_data_output": {"type": "boolean"},
+                    "sequence_id": {"type": ["integer", "string"]},
+                    "sequence_start": {"type": "boolean"},
+                    "sequence_end": {"type": "boolean"},
                 },
             },
             "inputs": _list_of([_tensor_schema(s) for s in model.signature.inputs]),

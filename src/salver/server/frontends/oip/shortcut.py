@@ -11,8 +11,9 @@ import numpy as np
 
 from salver.core.arrays import Array
 from salver.core.tensors import TensorSpec
-from salver.server.frontends.oip.messages import Decoded, HeadRequest, OutputWish, Parameters, Wanted
+from salver.server.frontends.oip.messages import CodecLimits, Decoded, HeadRequest, OutputWish, Parameters, Wanted
 from salver.wire.elements import JSON_KINDS, pack
+from salver.wire.jsonio import check_depth
 
 
 def _fast_request(kind: type) -> Any:
@@ -59,10 +60,15 @@ class Shortcut:
 
     Args:
         spec: the input.
-        wishes: `ModelCodec._wishes`.
+        wishes: `OipModel.wishes`.
+        limits: those of the codec.
     """
 
-    def __init__(self, spec: TensorSpec, wishes: Callable[..., tuple[OutputWish, ...] | None]) -> None:
+    def __init__(
+        self, spec: TensorSpec, wishes: Callable[..., tuple[OutputWish, ...] | None], limits: CodecLimits
+    ) -> None:
+        self._max_depth = limits.max_json_depth
+        self._max_bytes = limits.max_string_bytes if spec.datatype == "BYTES" else 1 << 62
         self._name = spec.name
         self._datatype = spec.datatype
         self._dtype = spec.dtype
@@ -84,6 +90,8 @@ class Shortcut:
         """
         request: Any
         if header_length is None:
+            if len(body) > self._max_bytes:
+                return None
             request = self._decode(body)
         elif self._binary:
             request = self._decode_head(body[:header_length])
@@ -116,8 +124,10 @@ class Shortcut:
                 array = array.copy()
         wishes = None
         if request.outputs is not None or request.parameters is not None:
-            if request.outputs is None and request.parameters == _BINARY_OUTPUT:
-                wishes = self._all_binary
+            parameters = request.parameters
+            if request.outputs is None and parameters == _BINARY_OUTPUT and parameters["binary_data_output"] is True:
+                wishes = self._all_binary  # 1 equals True, and is refused
             else:
+                check_depth(body if header_length is None else body[:header_length], self._max_depth)
                 wishes = self._wishes(request.outputs, request.parameters, False)
         return Decoded({self._name: array.reshape(shape)}, shape[0], wishes, request.id, request.parameters)

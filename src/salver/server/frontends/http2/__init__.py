@@ -1,0 +1,1 @@
+"""HTTP/2: connections that carry gRPC calls and HTTP exchanges side by side."""

@@ -1,0 +1,275 @@
+"""Unary gRPC calls as streams of an HTTP/2 connection
+(https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md)."""
+
+from __future__ import annotations
+
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Final
+
+from salver.core.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidArgument,
+    ResourceExhausted,
+    SalverError,
+    TooLarge,
+    Unimplemented,
+)
+from salver.server.frontends.base import Method
+from salver.server.frontends.grpc.call import Call
+from salver.server.frontends.grpc.codes import ACCEPTED, CODED_HEADERS, HEADERS, OK, error_trailers
+from salver.server.frontends.grpc.messages import CODINGS, PREFIX_BYTES, MessageReader, frame_compressed, frame_message
+from salver.server.frontends.grpc.timeouts import parse_timeout
+from salver.server.frontends.http.coding import MIN_COMPRESS_BYTES
+from salver.server.frontends.http.shared import MIN_BODY_BYTES_S
+from salver.wire.http2 import Data, ErrorCode, Head, Stream, encode_block
+
+if TYPE_CHECKING:
+    from salver.server.frontends.http.guard import Guard
+    from salver.server.frontends.http2.connection import Http2Connection
+
+MAX_QUEUED_BYTES: Final = 64 << 20
+"""Messages of one streaming call that the client does not read; with more the call is cut off."""
+
+MAX_BUFFERED_BODIES: Final = 4
+"""Requests that are still coming in hold that many times `max_body_bytes` at most, on one connection."""
+
+_COPY_BYTES: Final = 1 << 16
+
+
+def _nowhere(call: Call) -> None:
+    raise Unimplemented(f"no method '{call.path[:200].decode('latin-1')}' is served here")
+
+
+_NOWHERE: Final = Method("", _nowhere, "open", streaming=True)
+
+
+class _UnknownCoding(Unimplemented):
+    """Answered with the codings that are known."""
+
+
+class Plan:
+    """What the header list of a call decides; kept with it."""
+
+    __slots__ = ("answer_coding", "coding", "error", "metadata", "method", "path", "timeout_s")
+
+    def __init__(self, head: Head, connection: Http2Connection) -> None:
+        self.metadata = head.mapping
+        self.path = self.metadata[b":path"]
+        self.method = connection.methods.get(self.path, _NOWHERE)
+        self.coding = self.metadata.get(b"grpc-encoding", b"identity")
+        accepted = {name.strip() for name in self.metadata.get(b"grpc-accept-encoding", b"").split(b",")}
+        self.answer_coding = self.coding if self.coding in CODINGS & accepted else b""
+        self.timeout_s: float | None = None
+        self.error: SalverError | None = None
+        """Why the call is refused, whatever its method."""
+        try:
+            self._check(connection.guard)
+        except SalverError as error:
+            self.error = error.with_traceback(None)  # kept; its frames must not be
+
+    def _check(self, guard: Guard) -> None:
+        host = self.metadata.get(b":authority")
+        guard.check_host(host)
+        origin = self.metadata.get(b"origin")
+        if origin is not None:
+            guard.check_origin(origin, host)
+        timeout = self.metadata.get(b"grpc-timeout")
+        if timeout is not None:
+            self.timeout_s = parse_timeout(timeout)
+        if self.coding != b"identity" and self.coding not in CODINGS:
+            raise _UnknownCoding(
+                f"grpc-encoding '{self.coding[:50].decode('latin-1')}' is not known; use identity, gzip or deflate"
+            )
+
+
+class StreamCall(Call):
+    """A call and the stream that carries it; its handler gets one message."""
+
+    __slots__ = ("_connection", "_incoming", "_is_begun", "_plan", "stream")
+
+    def __init__(self, connection: Http2Connection, stream: Stream, plan: Plan) -> None:
+        timeout_s = plan.timeout_s
+        deadline_s = None if timeout_s is None else monotonic() + timeout_s
+        super().__init__(connection, plan.path, plan.metadata, deadline_s, 0.0)
+        self.stream = stream
+        self._connection = connection
+        self._plan = plan
+        self._incoming: _Incoming | None = None
+        self._is_begun = False
+
+    def open(self) -> None:
+        """Refuse the call, or wait for its message."""
+        plan = self._plan
+        connection = self._connection
+        error = plan.error
+        if error is None:
+            try:
+                connection.guard.check_access(plan.metadata, plan.method.scope, connection.peer)
+            except SalverError as refusal:
+                error = refusal
+        if error is not None:
+            self.fail(error)
+        elif self.deadline_s is not None:
+            connection.watch(self.deadline_s)
+
+    # The request
+
+    def on_data(self, stream: Stream, data: Data, end: bool) -> None:
+        """A piece of the request."""
+        if self.code:
+            return
+        if end and self._incoming is None:
+            size = len(data) - PREFIX_BYTES
+            if (
+                0 <= size <= self._connection.limits.max_body_bytes
+                and not data[0]
+                and size == int.from_bytes(data[1:PREFIX_BYTES])
+            ):
+                self.message = bytes(data[PREFIX_BYTES:])
+                self.started_s = perf_counter()
+                self.attempt(self._plan.method.handle, self)
+                return
+        self.attempt(self._take, data, end)
+
+    def on_headers(self, stream: Stream, head: Head, end: bool) -> None:
+        """Trailers of the request, which mean nothing but its end."""
+        self.on_data(stream, b"", True)
+
+    def _take(self, data: Data, end: bool) -> None:
+        incoming = self._receive(data)
+        reader = incoming.reader
+        expected = reader.expected()
+        if expected is not None and reader.size > expected:
+            raise Unimplemented("the method takes one request message; this call has more")
+        if not end:
+            return
+        message = reader.read()
+        if message is None:
+            raise incomplete() if reader.size else Unimplemented("the call has no request message")
+        self._account(incoming)
+        self.message = message
+        self.started_s = perf_counter()
+        self._plan.method.handle(self)
+
+    def _receive(self, data: Data) -> _Incoming:
+        if self._incoming is None:
+            self._incoming = _Incoming(self._plan, self._connection)
+        incoming = self._incoming
+        incoming.reader.feed(data)
+        if self._account(incoming) > MAX_BUFFERED_BODIES * self._connection.limits.max_body_bytes:
+            self._connection.limit_hit("buffered_bytes")
+            raise ResourceExhausted("the requests that are coming in on this connection are too large together")
+        return incoming
+
+    def _account(self, incoming: _Incoming) -> int:
+        """Keep book of what incomplete messages hold, on the whole connection."""
+        size = incoming.reader.size
+        self._connection.buffered_bytes += size - incoming.held_bytes
+        incoming.held_bytes = size
+        return self._connection.buffered_bytes
+
+    def _forget(self) -> None:
+        if self._incoming is not None:
+            self._connection.buffered_bytes -= self._incoming.held_bytes
+            self._incoming = None
+
+    def check(self, now_s: float, patience_s: float) -> None:
+        """Cut off a client that sends its message too slowly. Called about once a second."""
+        if self.started_s or self.code:
+            return
+        if self._incoming is None:
+            self._incoming = _Incoming(self._plan, self._connection)
+        if not self._incoming.since_s:
+            self._incoming.since_s = now_s
+        elif now_s - self._incoming.since_s > patience_s + self._incoming.held_bytes / MIN_BODY_BYTES_S:
+            self._connection.limit_hit("idle_timeout_s")
+            self.fail(DeadlineExceeded(f"the message did not arrive in time (idle_timeout_s is {patience_s:g})"))
+
+    # The answer
+
+    def respond(self, message: bytes) -> None:
+        """As `Call.respond`, in one step."""
+        if not self.code:
+            self.code = "OK"
+            self.cancel = None
+            connection = self._connection
+            if len(message) < MIN_COMPRESS_BYTES:
+                connection.machine.send_answer(self.stream, OK, b"\x00" + len(message).to_bytes(4) + message)
+            else:
+                self.put(message)
+                connection.machine.send_headers(self.stream, OK.trailers, True)
+            connection.wrote()
+
+    def put(self, message: bytes) -> None:
+        """Send a message, after the headers where it is the first; compressed where the request was, it is large, and
+        the client takes that."""
+        machine = self._connection.machine
+        coding = self._plan.answer_coding
+        if not self._is_begun:
+            self._is_begun = True
+            machine.send_headers(self.stream, CODED_HEADERS[coding] if coding else OK.headers)
+        if coding and len(message) >= MIN_COMPRESS_BYTES:
+            machine.send_data(self.stream, frame_compressed(message, coding))
+        elif len(message) < _COPY_BYTES:
+            machine.send_data(self.stream, frame_message(message))
+        else:
+            machine.send_data(self.stream, b"\x00" + len(message).to_bytes(4))
+            machine.send_data(self.stream, message)
+        if self.stream.queued_bytes > MAX_QUEUED_BYTES and not self.code:
+            self._connection.limit_hit("queued_bytes")
+            machine.reset(self.stream, ErrorCode.ENHANCE_YOUR_CALM)
+            self.on_reset(self.stream, ErrorCode.ENHANCE_YOUR_CALM, "")
+
+    def end(self, error: SalverError | None) -> None:
+        """Send the status."""
+        self._forget()
+        block = OK.trailers if self._is_begun else OK.headers + OK.trailers  # no message: one header list is all
+        if error is not None:
+            if isinstance(error, TooLarge) and error.limit:
+                self._connection.limit_hit(error.limit)
+            trailers = error_trailers(error)
+            if isinstance(error, _UnknownCoding):
+                trailers.append(ACCEPTED)
+            block = encode_block(trailers if self._is_begun else [*HEADERS, *trailers])
+        self._connection.machine.send_headers(self.stream, block, True)
+
+    # Ends
+
+    def expire(self) -> None:
+        """The deadline passed."""
+        cancel, self.cancel = self.cancel, None
+        if cancel is not None:
+            cancel()
+        self.fail(
+            DeadlineExceeded("the deadline that the client set (grpc-timeout) passed before the answer was there")
+        )
+
+    def on_reset(self, stream: Stream, error: int, message: str) -> None:
+        """The client went away."""
+        self._forget()
+        if not self.code:
+            self.code = Cancelled.code.value
+            cancel, self.cancel = self.cancel, None
+            if cancel is not None:
+                cancel()
+
+    def on_sent(self, stream: Stream) -> None:
+        """Nothing waits for it."""
+
+
+class _Incoming:
+    """A message while it is coming in, for the calls whose message does not come in one piece."""
+
+    __slots__ = ("held_bytes", "reader", "since_s")
+
+    def __init__(self, plan: Plan, connection: Http2Connection) -> None:
+        limits = connection.limits
+        self.reader = MessageReader(plan.coding, limits.max_body_bytes, limits.max_decompressed_bytes)
+        self.held_bytes = 0
+        self.since_s = 0.0
+
+
+def incomplete() -> SalverError:
+    """The request ended too early."""
+    return InvalidArgument("the request ends within a message")

@@ -1,0 +1,1 @@
+"""TensorFlow Serving's words: JSON rows and columns, `TensorProto`, examples, states of versions, signatures."""
