@@ -2,7 +2,7 @@
 # Each works on a fresh machine that has Python 3.11 or newer and make. ARGS="..." is handed on;
 # PYTHON=python3.12 chooses the interpreter of a new .venv.
 
-.PHONY: help run test check bench docs protos matrix clients peers fuzz clean
+.PHONY: help run test check bench docs protos matrix clients proxies peers fuzz coverage clean
 .DEFAULT_GOAL := help
 
 VENV ?= .venv
@@ -68,6 +68,17 @@ clients: $(STAMPS)/installed $(STAMPS)/test
 fuzz: $(STAMPS)/installed $(STAMPS)/test
 	nice -n 10 $(BIN)/python -m tests.fuzz --inputs 10000000 --processes 2 $(ARGS)
 
+# Branch coverage of every codec by the suite: the table of docs/fuzzing.md.
+coverage: $(STAMPS)/installed $(STAMPS)/test
+	$(BIN)/python -m coverage run --branch --source=salver --data-file=build/coverage -m pytest -q $(ARGS)
+	$(BIN)/python -m coverage json -q --data-file=build/coverage -o build/coverage.json
+	$(BIN)/python -m tests.fuzz.branches build/coverage.json
+
+# nginx, HAProxy, Envoy, Traefik, Caddy, nghttp and curl for real, with the configurations of docs/server/proxies.md.
+# As root on Debian it installs what is missing.
+proxies: $(STAMPS)/installed $(STAMPS)/test $(STAMPS)/proxies
+	$(BIN)/python -m pytest -q tests/proxies $(ARGS)
+
 # The conformance suite against Salver, Triton and MLServer (PyPI, some 300 MB); writes docs/conformance.md.
 peers: $(STAMPS)/installed
 	$(BIN)/python benchmarks/conformance.py run --write
@@ -96,6 +107,11 @@ $(STAMPS)/test: pyproject.toml | $(BIN)/python
 	@echo "installing what the tests need"
 	@$(PIP) install --group test
 	@$(PIP) install --no-deps 'magika>=1.0' 'silero-vad>=6.2'
+	@touch $@
+
+$(STAMPS)/proxies: tests/proxies/install.sh | $(BIN)/python
+	@echo "installing proxies"
+	@tests/proxies/install.sh $(BIN)/python
 	@touch $@
 
 $(STAMPS)/check: pyproject.toml | $(BIN)/python

@@ -1,4 +1,5 @@
-"""What each optimization of the request path saves: the server as it is, and with one of them undone at a time.
+"""What each optimization of the request path saves: the server as it is, and with one of them undone at a time; and
+what others cost or save that were tried and dropped.
 
     python benchmarks/wire_ablation.py [--rounds 5] [--seconds 1] [--only NAME,...]
 
@@ -33,15 +34,17 @@ from onnx import TensorProto, helper, numpy_helper
 from salver.server import _loop, app
 from salver.server.engine import served
 from salver.server.frontends.http import _connection
+from salver.server.frontends.http2 import connection as http2_connection
 from salver.server.frontends.http2.connection import Http2Connection
 from salver.server.frontends.oip.codec import ModelCodec
 from salver.server.frontends.oip.grpc_shortcut import Templates
-from salver.wire.http2 import _hpack, encode_block
+from salver.wire.http2 import Envelope, Stream, _hpack, encode_block, reader
 from salver.wire.http2.frames import PREFACE, frame
 from salver.wire.http2.sender import Sender
 from salver.wire.protos import ProtoSet
 
 IN_FLIGHT = 32
+PATIENCE_S = 10.0
 WIDTH, CLASSES = 64, 10
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -80,12 +83,32 @@ def undo_one_write() -> None:
 
 
 def undo_joined_answer() -> None:
-    def answer(self: Sender, stream: object, block: bytes, data: bytes, trailers: bytes) -> None:
-        self.headers(stream, block, False)
+    def answer(self: Sender, stream: Stream, envelope: Envelope, data: bytes) -> bool:
+        self.headers(stream, envelope.headers, False)
         self.data(stream, data, False)
-        self.headers(stream, trailers, True)
+        return self.headers(stream, envelope.trailers, True)
 
     Sender.answer = answer
+
+
+def undo_turn() -> None:
+    def kick_soon(self: served.LoadedModel) -> None:
+        self._kick()
+
+    served.LoadedModel._kick_soon = kick_soon
+
+
+def try_writelines() -> None:
+    http2_connection._JOIN_BYTES = 0
+
+
+def try_no_gc() -> None:
+    gc.set_threshold = lambda *_: gc.disable()
+
+
+def try_no_copy() -> None:
+    """Parts of a read as views rather than bytes, from the smallest on."""
+    reader._VIEW_BYTES = 0
 
 
 HTTP, GRPC = ("json", "binary"), ("grpc",)
@@ -98,10 +121,20 @@ VARIANTS: dict[str, tuple[str, Callable[[], None], tuple[str, ...], tuple[str, .
     "one-write": ("HTTP/2 answers of one turn of the loop leave in one write", undo_one_write, (), GRPC),
     "joined-answer": ("headers, message and trailers are one piece", undo_joined_answer, (), GRPC),
     "inline": ("cheap batches run on the event loop", undo_inline, (), (*HTTP, *GRPC)),
+    "turn": ("a batch begins when all that has come is read", undo_turn, (), (*HTTP, *GRPC)),
     "batching": ("what waits is one batch", lambda: None, ("--max-batch", "1"), (*HTTP, *GRPC)),
     "gc": ("what is loaded is not walked by the garbage collector", undo_gc, (), (*HTTP, *GRPC)),
     "uvloop": ("uvloop", undo_uvloop, (), (*HTTP, *GRPC)),
 }
+TRIED: dict[str, tuple[str, Callable[[], None], tuple[str, ...], tuple[str, ...]]] = {
+    "writelines": ("HTTP/2 frames of a turn are handed on one by one, not joined", try_writelines, (), GRPC),
+    "no-gc": ("no garbage collection at all", try_no_gc, (), (*HTTP, *GRPC)),
+    "no-copy": ("HTTP/2 bodies are views of what was read, however small", try_no_copy, (), GRPC),
+    "batch-128": ("batches of up to 128 rows", lambda: None, ("--max-batch", "128"), (*HTTP, *GRPC)),
+}
+"""What was tried, and is not in the server."""
+
+ALL = VARIANTS | TRIED
 
 
 def save_model(path: Path) -> None:
@@ -160,7 +193,9 @@ class HttpLoad:
             connected.sendall(self.request)
         done, end, waiting = 0, time.monotonic() + seconds, IN_FLIGHT
         while waiting:
-            for number, _ in poll.poll():
+            events = poll.poll(PATIENCE_S)
+            assert events, "the server does not answer"
+            for number, _ in events:
                 answer = by_number[number].recv(65536)
                 assert answer.startswith(b"HTTP/1.1 200"), answer
                 done += 1
@@ -196,7 +231,7 @@ class GrpcLoad:
                 (b"user-agent", b"wire-ablation"),
             ]
         )
-        self.socket = socket.create_connection(("127.0.0.1", server.grpc))
+        self.socket = socket.create_connection(("127.0.0.1", server.grpc), PATIENCE_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         window = (1 << 30).to_bytes(4)
         self.socket.sendall(PREFACE + frame(4, 0, 0, b"\x00\x04" + window) + frame(8, 0, 0, window))
@@ -269,13 +304,13 @@ def main() -> None:
     parser.add_argument("--model", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        _, undo, flags, _ = VARIANTS[options.serve]
+        _, undo, flags, _ = ALL[options.serve]
         undo()
         settings = {"max_batch": int(flags[1])} if flags else {}
         app.serve(options.model, http="127.0.0.1:0", grpc="127.0.0.1:0", log_level="error", **settings)
         return
-    names = ["as-it-is", *(name for name in VARIANTS if name in (options.only or ",".join(VARIANTS)).split(","))]
-    names = list(dict.fromkeys(names))
+    wanted = options.only.split(",") if options.only else list(ALL)
+    names = ["as-it-is", *(name for name in ALL if name in wanted and name != "as-it-is")]
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "tiny.onnx"
         save_model(model)
@@ -283,10 +318,15 @@ def main() -> None:
         with serving(names, model) as servers:
             for _ in range(options.rounds):
                 for name, server in servers.items():
-                    for wire in VARIANTS[name][3]:
+                    for wire in ALL[name][3]:
                         costs.setdefault((name, wire), []).append(measure(server, wire, options.seconds))
+    for heading, table in (("kept: the cost without it", VARIANTS), ("dropped: the cost with it", TRIED)):
+        print(f"\n| {heading} | JSON, us | binary, us | gRPC, us |\n|---|---|---|---|")
+        show([name for name in names if name in table], costs)
+
+
+def show(names: list[str], costs: dict[tuple[str, str], list[float]]) -> None:
     base = {wire: statistics.median(costs["as-it-is", wire]) for wire in (*HTTP, *GRPC)}
-    print("| optimization undone | JSON, us | binary, us | gRPC, us |\n|---|---|---|---|")
     for name in names:
         cells = []
         for wire in (*HTTP, *GRPC):
@@ -296,7 +336,7 @@ def main() -> None:
             else:
                 cost = statistics.median(found)
                 cells.append(f"{cost:.1f}" + ("" if name == "as-it-is" else f" (x{cost / base[wire]:.2f})"))
-        print(f"| {'none' if name == 'as-it-is' else VARIANTS[name][0]} | " + " | ".join(cells) + " |")
+        print(f"| {'the server as it is' if name == 'as-it-is' else ALL[name][0]} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -107,11 +107,14 @@ def test_what_a_server_says_of_itself(client: Any) -> None:
     assert client.server()["name"] == "salver"
     described = client.model("identity_fp32")
     assert described["inputs"][0]["datatype"] == "FP32"
-    assert [int(size) for size in described["inputs"][0]["shape"]] == [-1, -1]
-    assert client.config("identity_fp32")["name"] == "identity_fp32"
+    assert described["inputs"][0]["shape"] == [-1, -1]
+    config = client.config("identity_fp32")
+    assert (config["name"], config["input"][0]["dims"]) == ("identity_fp32", [-1])
+    assert (config["input"][0]["data_type"], config["instance_group"][0]["kind"]) == ("TYPE_FP32", "KIND_CPU")
+    assert config["parameters"]["tested"] == {"string_value": "False"}
     assert {"identity_fp32", "identity_bytes"} <= {entry["name"] for entry in client.index()}
     client.infer("identity_fp32", {"x": np.zeros((1, 1), np.float32)})
-    assert int(client.statistics("identity_fp32")[0]["inference_count"]) >= 1
+    assert client.statistics("identity_fp32")[0]["inference_count"] >= 1
 
 
 def test_id_outputs_and_parameters_travel(client: Any) -> None:
@@ -280,7 +283,7 @@ class TestTheWay:
 
 @pytest.mark.parametrize("parameters", [{"a": np.int64(1)}, {"a": 1 << 64}, {"a": [1]}, {"a": None}])
 def test_a_parameter_that_no_protocol_carries_is_refused_here(client: Any, parameters: dict[str, Any]) -> None:
-    with pytest.raises(InvalidArgument, match="parameter 'a' is .*, expected a bool, a text or a number"):
+    with pytest.raises(InvalidArgument, match=r"parameter 'a' is .*, expected a bool, a text or a number"):
         client.infer("identity_fp32", {"x": np.zeros((1, 2), np.float32)}, parameters=parameters)
 
 

@@ -18,10 +18,10 @@ from onnx import TensorProto, helper
 
 from salver.core.tensors import NUMPY_DTYPES
 from salver.server import Server, ServeSettings
-from salver.server.frontends.oip.grpc_codec import CONTENTS
 from salver.server.frontends.oip.protos import OIP
 from salver.server.frontends.tfserving.signatures import DATA_TYPES
 from salver.server.frontends.tfserving.tensors import PROTOS as TFS
+from salver.wire.protobuf import CONTENTS
 
 MAX_STRING = 1000
 MAX_BODY = 1 << 20

@@ -70,7 +70,12 @@ PROTOCOLS = ("HTTP/1.1", "HTTP/2", "gRPC")
 ANSWERS = {name: dict(zip(PROTOCOLS, cells[2:5], strict=True)) for name, cells in SETTABLE.items()} | {
     name: dict(zip(PROTOCOLS, cells[1:4], strict=True)) for name, cells in FIXED.items()
 }
-SERVERS = {"shared_memory_regions": "local", "resets": "patient", "idle_frames": "patient"}
+SERVERS = {
+    "max_incoming_bytes": "tight",
+    "shared_memory_regions": "local",
+    "resets": "patient",
+    "idle_frames": "patient",
+}
 TRIED_ELSEWHERE = {
     "queued_bytes": "needs 64 MiB of answers: tests/server/frontends/http2",
 }
@@ -92,6 +97,16 @@ def patient(folder: Path) -> Iterator[Server]:
     """With the usual patience, which is also how often floods are looked at: each second."""
     with running(folder) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def tight(folder: Path) -> Iterator[Server]:
+    """With little room for what is still coming in; all of it is there again at the end."""
+    with running(folder, max_incoming_bytes=10_000) as server:
+        yield server
+        while server.metrics.connections:
+            sleep(0.01)
+        assert server._http.intake.held_bytes == 0
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +179,20 @@ def buffered(server: Server, path: str = INFER, **fields: str) -> str:
             connection.request(stream, path, None, **fields)
             connection.send(DATA, 0, stream, b"\0" + (16_996).to_bytes(4, "big") + bytes(11_995))
             connection.send(DATA, 0, stream, bytes(5_000))
+        return connection.outcome()
+
+
+def incoming_http1(server: Server) -> str:
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 18000\r\n\r\n"
+    with Http1(server) as connection:
+        return connection.outcome(head.encode() + bytes(12_000))
+
+
+def incoming(server: Server, path: str = INFER, **fields: str) -> str:
+    """A body of 17,000 bytes, of which a part is still to come."""
+    with Http2(server) as connection:
+        connection.request(1, path, None, **fields)
+        connection.send(DATA, 0, 1, b"\0" + (16_996).to_bytes(4, "big") + bytes(11_995))
         return connection.outcome()
 
 
@@ -281,6 +310,11 @@ PROBES: dict[str, dict[str, Callable[[Server], str]]] = {
     "buffered_bytes": {
         "HTTP/2": buffered,
         "gRPC": lambda server: buffered(server, RPC + "ModelInfer", **CALL),
+    },
+    "max_incoming_bytes": {
+        "HTTP/1.1": incoming_http1,
+        "HTTP/2": incoming,
+        "gRPC": lambda server: incoming(server, RPC + "ModelInfer", **CALL),
     },
     "idle_timeout_s": {
         "HTTP/1.1": stalled_body,

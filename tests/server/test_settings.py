@@ -67,3 +67,18 @@ def test_a_models_folder_stands_between_the_server_and_the_hints() -> None:
 @pytest.mark.parametrize("text", ["latest:1", "latest:12", "all", "1,3"])
 def test_a_version_policy_is_written_as_it_is_read(text: str) -> None:
     assert str(VersionPolicy.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ModelConfig(lanes=100_000), "lanes: got 100000, expected 1024 or less"),
+        (ModelConfig(threads=1 << 31), "threads: got 2147483648"),
+        (ModelConfig(default_timeout_s=-1.0), "default_timeout_s: got -1.0, expected 0 or more"),
+        (ModelConfig(default_timeout_s=float("nan")), "default_timeout_s: got nan"),
+        (ModelConfig(response_cache_bytes=-5), "response_cache_bytes: got -5"),
+    ],
+)
+def test_what_a_folder_says_is_checked_too(config: ModelConfig, message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        ServeSettings(sources=("a.onnx",)).for_model("m", {}, config)

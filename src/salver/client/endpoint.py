@@ -92,8 +92,8 @@ def unreachable(endpoint: Endpoint, error: OSError) -> SalverError:
     """The error for a connection that could not be made."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return FailedPrecondition(
-            f"the certificate of {endpoint.shown} is not trusted: {error.verify_message}; name the file of the authority "
-            "that issued it (ca)"
+            f"the certificate of {endpoint.shown} is not trusted: {error.verify_message}; name the file of the "
+            "authority that issued it (ca)"
         )
     return Unavailable(f"cannot reach {endpoint.shown}: {error}")
 

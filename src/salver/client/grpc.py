@@ -5,11 +5,10 @@ Specification: https://github.com/kserve/open-inference-protocol (open_inference
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote
 
-from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from salver.client.messages import Answer, InferCall, read_tensor, read_values
@@ -17,7 +16,7 @@ from salver.client.protocol import Incoming, Operation, Outgoing, Protocol, erro
 from salver.core.arrays import Array
 from salver.core.errors import Code, Internal, InvalidArgument
 from salver.wire import jsonio
-from salver.wire.protobuf import varint
+from salver.wire.protobuf import CONTENTS, varint
 from salver.wire.protos import ProtoSet
 
 _SERVICE: Final = "/inference.GRPCInferenceService/"
@@ -36,20 +35,6 @@ _CODES: Final = {
     12: Code.UNIMPLEMENTED,
     14: Code.UNAVAILABLE,
     16: Code.UNAUTHENTICATED,
-}
-_CONTENTS: Final = {
-    "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
 }
 
 
@@ -124,9 +109,7 @@ class GrpcProtocol(Protocol):
         response = _parse(self._message(f"{_METHODS[operation][0]}Response"), incoming.body)
         if operation in ("live", "ready", "model_ready"):
             return bool(getattr(response, "live" if operation == "live" else "ready"))
-        found = json_format.MessageToDict(
-            response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-        )
+        found = _plain(response)
         return _WRAPPED[operation](found) if operation in _WRAPPED else found
 
 
@@ -148,6 +131,29 @@ _WRAPPED: Final[dict[Operation, Callable[[Any], Any]]] = {
     "load": lambda _: None,
     "unload": lambda _: None,
 }
+
+
+def _plain(message: Any) -> dict[str, Any]:
+    """A message as REST says it: unlike in protobuf's own JSON, 64-bit numbers are numbers."""
+    found: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        if field.has_presence and not message.HasField(field.name):
+            continue
+        value = getattr(message, field.name)
+        if isinstance(value, Mapping):
+            held = field.message_type.fields_by_name["value"]
+            found[field.name] = {key: _plain_one(held, value[key]) for key in value}
+        elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+            found[field.name] = [_plain_one(field, item) for item in value]
+        else:
+            found[field.name] = _plain_one(field, value)
+    return found
+
+
+def _plain_one(field: Any, value: Any) -> Any:
+    if field.message_type is not None:
+        return _plain(value)
+    return value if field.enum_type is None else field.enum_type.values_by_number[value].name
 
 
 def _fill(target: Any, parameters: Mapping[str, Any]) -> None:
@@ -181,7 +187,7 @@ def _read_output(output: Any, raw: bytes | None) -> Array:
     where = f"output '{output.name}'"
     if raw is not None:
         return read_tensor(raw, output.datatype, tuple(output.shape), where)
-    field = _CONTENTS.get(output.datatype)
+    field = CONTENTS.get(output.datatype)
     if field is None:
         raise InvalidArgument(f"{where}: {output.datatype} has no typed contents")
     return read_values(list(getattr(output.contents, field)), output.datatype, tuple(output.shape), where)

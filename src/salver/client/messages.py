@@ -111,13 +111,10 @@ def make_call(
     if not inputs:
         raise InvalidArgument(f"model '{model}': no inputs were given")
     for key, value in (parameters or {}).items():
-        if not isinstance(value, bool | int | float | str) or (
-            type(value) is int and not -(1 << 63) <= value < 1 << 64
-        ):
-            raise InvalidArgument(
-                f"parameter '{key}' is {value!r} ({type(value).__name__}), expected a bool, a text or a number of at most "
-                "64 bits"
-            )
+        fits = not isinstance(value, int) or -(1 << 63) <= value < 1 << 64
+        if not isinstance(value, bool | int | float | str) or not fits:
+            given = f"{value!r} ({type(value).__name__})"
+            raise InvalidArgument(f"parameter '{key}' is {given}, expected a bool, a text or a number of 64 bits")
     named = tuple(_lay_out(name, value) for name, value in inputs.items())
     return InferCall(
         model=model,

@@ -11,7 +11,6 @@ import enum
 from collections.abc import Iterable
 from typing import ClassVar, Final, Self
 
-
 _MAX_TYPO: Final = 256
 """Characters of a name that is compared with others; difflib keeps a number for each, and names come from clients."""
 

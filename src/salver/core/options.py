@@ -323,6 +323,16 @@ OPTIONS: Final = (
         help="Open connections; one more is closed at once",
     ),
     Option(
+        name="max_incoming",
+        kind="size",
+        verbs=_SERVE,
+        example="256MiB",
+        default="1GiB",
+        field="max_incoming_bytes",
+        minimum=1,
+        help="Request bodies that are still coming in, of all connections together; one more is refused with 429",
+    ),
+    Option(
         name="max_decompressed",
         kind="size",
         verbs=_SERVE,

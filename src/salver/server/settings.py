@@ -50,6 +50,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         versions: which versions of a folder are served: ``latest``, ``latest:2``, ``all`` or ``1,3``.
         response_cache_bytes: memory, per model, for answers that may be given again; 0 for none.
         max_body_bytes, max_header_bytes: largest request body and header block.
+        max_incoming_bytes: bodies that are still coming in, of all connections together.
         max_decompressed_bytes: largest request body after its content coding is undone.
         max_connections: open connections; more are closed at once.
         max_streams: requests of one HTTP/2 connection in flight.
@@ -85,6 +86,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     response_cache_bytes: int = 0
     max_body_bytes: int = 64 * _MIB
     max_header_bytes: int = 64 << 10
+    max_incoming_bytes: int = 1024 * _MIB
     max_decompressed_bytes: int = 64 * _MIB
     max_connections: int = 10_000
     max_streams: int = 1024
@@ -196,7 +198,18 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     default_timeout_s: float = 0.0
     response_cache_bytes: int = 0
 
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            InvalidArgument: what a folder or a load request says is out of range.
+        """
+        _check_at_least("", self, _MINIMA)
+        for name, count in (("lanes", self.lanes), ("threads", self.threads)):
+            if count > _MAX_THREADS:
+                raise InvalidArgument(f"{name}: got {count}, expected {_MAX_THREADS} or less: each is a thread")
 
+
+_MAX_THREADS: Final = 1024
 _DEFAULTS: Final = {field.name: field.default for field in msgspec.structs.fields(ServeSettings)}
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -204,6 +217,7 @@ LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _MINIMA: Final = {
     "max_body_bytes": 1,
     "max_header_bytes": 256,
+    "max_incoming_bytes": 1,
     "max_decompressed_bytes": 1,
     "max_connections": 1,
     "max_streams": 1,

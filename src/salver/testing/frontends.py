@@ -333,4 +333,4 @@ def _call_all(frontend: Frontend, services: Services, body: bytes) -> Iterable[E
     for route in frontend.routes():
         path = route.path.replace("{model}", model.name).replace("{version}", model.version)
         yield call(frontend, route.method, path, body)
-        services.engine.repository.load(model.name, lambda error: None)  # a route may have unloaded it
+        services.engine.repository.load(model.name, lambda _: None)  # a route may have unloaded it

@@ -5,8 +5,26 @@ Specification: https://protobuf.dev/programming-guides/encoding/.
 
 from __future__ import annotations
 
-_DELIMITED = 2
-_MAX_FIELDS = 256
+from typing import Final
+
+_DELIMITED: Final = 2
+_MAX_FIELDS: Final = 256
+
+CONTENTS: Final = {
+    "BOOL": "bool_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+"""Datatype -> the field of the inference protocol's ``InferTensorContents`` that holds it; two have none."""
 
 
 def varint(value: int) -> bytes:

@@ -90,3 +90,9 @@ def test_a_huge_file_is_refused(tmp_path: Path) -> None:
         file.truncate(17 << 20)
     with pytest.raises(TooLarge, match="at most"):
         read_folder(tmp_path, "m")
+
+
+@pytest.mark.parametrize("asked", [{"batchSize": 1 << 31}, {"batchSize": 1, "count": 1 << 31}])
+def test_a_warm_up_without_end_is_refused(tmp_path, asked):
+    with pytest.raises(InvalidArgument, match=r"warm-up: .* expected 1 to 65536"):
+        read_folder(tmp_path, "m", {"modelWarmup": [{"name": "w", **asked}]})

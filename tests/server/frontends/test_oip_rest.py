@@ -111,6 +111,20 @@ class TestOipRest(FrontendConformance):
         assert first.priority == 3
         assert (second.deadline_s, third.deadline_s, third.priority) == (None, None, 0)
 
+    @pytest.mark.parametrize(("timeout_us", "code"), [(0, "CANCELLED"), (1, "DEADLINE_EXCEEDED")])
+    def test_a_request_that_nobody_waits_for_is_cancelled_and_counted(self, frontend, services, timeout_us, code):
+        services.engine.held = []
+        exchange = call(frontend, "POST", INFER, encode({**GOOD, "parameters": {"timeout": timeout_us}}))
+        [(model, request)] = services.engine.held
+        exchange.cancel()
+        assert services.engine.cancelled == [request]
+        assert services.metrics.of(model).codes == {code: 1}
+
+    def test_a_request_that_was_answered_is_not_cancelled_any_more(self, frontend, services):
+        exchange = call(frontend, "POST", INFER, encode(GOOD))
+        assert exchange.cancel is None
+        assert services.metrics.of(services.engine.find("linear")).codes == {"OK": 1}
+
     @pytest.mark.parametrize(
         "parameters",
         [{"timeout": -1}, {"timeout": "1"}, {"timeout": 10**400}, {"priority": 1.5}, {"priority": True}],

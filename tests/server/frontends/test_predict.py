@@ -184,3 +184,18 @@ def test_outputs_without_rows_are_refused_unless_there_is_one():
     assert to_predictions({"y": np.array(2.0), "z": half}, given, 1) == [{"y": 2.0, "z": 1.0}]
     with pytest.raises(FailedPrecondition, match="output 'y' has shape \\[\\], no row for each of 2"):
         to_predictions({"y": np.array(2.0), "z": half}, given, 2)
+
+
+def test_rows_written_alike_are_stacked_at_once_and_others_one_by_one():
+    """A million rows one by one would keep the event loop for half a minute."""
+    spec = TensorSpec(name="x", datatype="FP32", shape=("batch", 2))
+    signature = Signature(inputs=(spec,), outputs=(spec,))
+    many = 200_000
+    assert to_inputs([[1, 2]] * many, signature)["x"].shape == (many, 2)
+    assert to_inputs([[1, 2], [[3, 4]], [[5], [6]]], signature)["x"].tolist() == [[1, 2], [3, 4], [5, 6]]
+    with pytest.raises(InvalidArgument, match=r"input 'x'.*expected 2 for shape"):
+        to_inputs([[1, 2]] * many + [[3]], signature)
+    with pytest.raises(InvalidArgument, match="instance 2, input 'x'"):
+        to_inputs([[1, 2]] * 2 + [[3]], signature)
+    with pytest.raises(InvalidArgument, match="instance 0, input 'x'"):
+        to_inputs([[3]] * many, signature)

@@ -248,7 +248,8 @@ class TestTfservingGrpc(FrontendConformance):
         [
             ([], "INVALID_ARGUMENT", "no tasks"),
             ([("linear", "tensorflow/serving/predict")], "UNIMPLEMENTED", "Unsupported signature method_name"),
-            ([("linear", CLASSIFY), ("pair", CLASSIFY)], "INVALID_ARGUMENT", "the same model"),
+            ([("linear", CLASSIFY), ("pair", REGRESS)], "INVALID_ARGUMENT", "the same model"),
+            ([("linear", CLASSIFY), ("linear", CLASSIFY)], "INVALID_ARGUMENT", "Duplicate evaluation of signature"),
             ([("none", CLASSIFY)], "NOT_FOUND", "none"),
         ],
     )

@@ -477,6 +477,16 @@ class TestFloods:
             server.hear(wire.data(1, b"x"), f.frame(f.PING, 0, 0, bytes(8)) * 9)
         assert server.machine.fault is None
 
+    def test_a_client_with_small_windows_is_no_flood(self, server, wire):
+        server.hear(wire.headers(1))
+        stream = server.machine.streams[1]
+        server.machine.send_headers(stream, encode_block([(b":status", b"200")]))
+        server.machine.send_data(stream, bytes(f.DEFAULT_WINDOW + module.MAX_IDLE_FRAMES), False)
+        for _ in range(module.MAX_IDLE_FRAMES):
+            server.hear(f.frame(f.WINDOW_UPDATE, 0, 1, u32(1)), f.frame(f.WINDOW_UPDATE, 0, 0, u32(1)))
+        assert server.machine.fault is None
+        assert not stream.queued_bytes
+
     def test_empty_continuations(self, server, wire):
         server.hear(wire.headers(1, block=b"", flags=0))
         assert server.hear(f.frame(f.CONTINUATION, 0, 1, b"") * 10_100).error is CALM

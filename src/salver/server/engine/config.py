@@ -96,10 +96,18 @@ class WarmUp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Args:
         rows: in each run.
         count: runs.
+
+    Raises:
+        InvalidArgument: none, or so many that the model would not be ready for long.
     """
 
     rows: int = 1
     count: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value, most in (("rows", self.rows, 1 << 16), ("count", self.count, 1 << 16)):
+            if not 1 <= value <= most:
+                raise InvalidArgument(f"warm-up: {name} is {value}, expected 1 to {most}")
 
 
 class VersionPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -265,8 +265,8 @@ class ManagedModel:
         raise failure
 
     def _make_pipeline(self, version: str, told: Told, *, announce: bool) -> Servable:
-        settings = self._settings.for_model(self.name, {}, told.config, told.asked)
         try:
+            settings = self._settings.for_model(self.name, {}, told.config, told.asked)
             model = PipelineModel(self.name, version, self._settled(told), self._engine, settings)
             if model.state == "READY":
                 check_declared(told.config, model.signature)

@@ -187,8 +187,8 @@ def check_name(name: str) -> None:
     """
     if not _NAME.fullmatch(name) or name in (".", "..") or len(name) > _MAX_NAME:
         raise InvalidArgument(
-            f"'{name[:_MAX_NAME]}' cannot be a model's name: white space and / \\ ? # % do not fit in a URL, nor do '.', "
-            f"'..' and names of more than {_MAX_NAME} characters"
+            f"'{name[:_MAX_NAME]}' cannot be a model's name: white space and / \\ ? # % do not fit in a URL, nor do "
+            f"'.', '..' and names of more than {_MAX_NAME} characters"
         )
 
 

@@ -139,9 +139,8 @@ class LoadedModel(Servable):
             self._metrics.record_refused(self, error.code)
             raise
         # Not at once: whatever else arrives in this turn of the loop can share the batch.
-        if not self._kicked and (self._free or request.deadline_s is not None):
-            self._kicked = True
-            self._loop.call_soon(self._kick)
+        if self._free or request.deadline_s is not None:
+            self._kick_soon()
 
     def _kick_soon(self) -> None:
         if not self._kicked:

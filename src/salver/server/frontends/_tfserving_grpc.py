@@ -135,26 +135,29 @@ class TfservingGrpcFrontend(Frontend):
     def _multi_inference(self, call: Call) -> None:
         """Every task asks the same model about the same examples: it is run once."""
         request = _parse(_message("MultiInferenceRequest"), call)
-        tasks = list(request.tasks)
-        if not tasks:
-            raise InvalidArgument("MultiInferenceRequest has no tasks")
-        for task in tasks:
+        tasks: dict[str, Any] = {}
+        for task in request.tasks:
             if task.method_name not in _TASKS:
                 raise Unimplemented(f"Unsupported signature method_name: '{task.method_name}'; use {', '.join(_TASKS)}")
-        models = [self._find(task.model_spec) for task in tasks]
+            if task.method_name in tasks:
+                raise InvalidArgument(f"Duplicate evaluation of signature: two tasks ask for '{task.method_name}'")
+            tasks[task.method_name] = task
+        if not tasks:
+            raise InvalidArgument("MultiInferenceRequest has no tasks")
+        models = [self._find(task.model_spec) for task in tasks.values()]
         model = models[0]
         if any(other is not model for other in models):
             raise InvalidArgument("all tasks of a MultiInferenceRequest must name the same model and version")
 
         def encode(outputs: Mapping[str, Array], rows: int) -> None:
             answer = _message("MultiInferenceResponse")()
-            for task in tasks:
-                field, result = _TASKS[task.method_name]
+            for method in tasks:
+                field, result = _TASKS[method]
                 spec = model_spec(model.name, model.version, SIGNATURE_NAME)
                 answer.results.add(model_spec=spec, **{field: result(outputs, model.signature, rows)})
             call.respond(answer.SerializeToString())
 
-        self._run_examples(call, model, [task.model_spec for task in tasks], request.input, encode)
+        self._run_examples(call, model, [task.model_spec for task in tasks.values()], request.input, encode)
 
     def _run_examples(
         self,

@@ -88,6 +88,10 @@ class HttpSettings(Protocol):
         """Largest request body, as it is sent."""
 
     @property
+    def max_incoming_bytes(self) -> int:
+        """Bodies that are still coming in, of all connections together."""
+
+    @property
     def max_decompressed_bytes(self) -> int:
         """Largest request body after its content coding is undone."""
 
@@ -229,6 +233,16 @@ def find_any(engine: Engine, name: str, version: str | None) -> ServedModel:
         if not found:
             raise NotFound(f"model '{name}' is not served") from None
         return found[-1]
+
+
+def find_all(engine: Engine, name: str, version: str | None) -> Sequence[ServedModel]:
+    """All versions of a model in whatever state, or the one that is named.
+
+    Raises:
+        NotFound: as `find_any`.
+    """
+    found = find_any(engine, name, version)
+    return [found] if version else [model for model in engine.models() if model.name == name]
 
 
 def find_only(engine: Engine, path: str) -> ServedModel:

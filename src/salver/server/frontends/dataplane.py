@@ -8,7 +8,7 @@ from time import monotonic, perf_counter
 from typing import Any, Final, Protocol
 
 from salver.core.arrays import Array
-from salver.core.errors import InvalidArgument, SalverError, TooLarge
+from salver.core.errors import Code, InvalidArgument, SalverError, TooLarge
 from salver.server.engine.base import Engine, InferRequest, SequenceStep, ServedModel, Timing, merge_key
 
 Encode = Callable[[dict[str, Array]], None]
@@ -85,12 +85,18 @@ class Dataplane:
         try:
             if parameters:
                 _apply(request, parameters)
-            engine = self.engine
-            reply.cancel = lambda: engine.cancel(model, request)
-            engine.submit(model, request)
+            reply.cancel = lambda: self._give_up(model, request, started_s)
+            self.engine.submit(model, request)
         except SalverError as error:
             self.refuse(model, error, started_s)
             raise
+
+    def _give_up(self, model: ServedModel, request: InferRequest, started_s: float) -> None:
+        """The client went away, or the deadline that it set passed: nobody waits for the answer."""
+        self.engine.cancel(model, request)
+        is_late = request.deadline_s is not None and monotonic() >= request.deadline_s
+        code = Code.DEADLINE_EXCEEDED if is_late else Code.CANCELLED
+        self.metrics.record(model, code.value, None, perf_counter() - started_s, 0.0)
 
     def refuse(self, model: ServedModel, error: SalverError, started_s: float) -> None:
         """Count a request that ended before it reached the engine, such as one that could not be decoded."""
@@ -120,6 +126,7 @@ class _Inference:
     def done(self, result: dict[str, Array] | SalverError, timing: Timing | None) -> None:
         """Called by the engine, once."""
         reply = self._reply
+        reply.cancel = None
         encode_from_s = perf_counter()
         if isinstance(result, SalverError):
             reply.fail(result)

@@ -22,6 +22,7 @@ TOP_SCORES: Final = 5
 """How many classes an answer lists with their scores."""
 
 _MAX_SHOWN: Final = 4096
+_MAX_ONE_BY_ONE: Final = 1 << 16
 _OWN_LABEL: Final = ("label", "output_label")
 """Outputs in which scikit-learn's converter puts the class itself."""
 
@@ -117,6 +118,21 @@ def _fit_tensor(given: list[int], expected: Sequence[int | str]) -> list[int] | 
 
 
 def _stack(rows: list[Any], spec: TensorSpec) -> Array:
+    """All rows at once where they are written alike; else one by one, which costs ten times as much and says more."""
+    given, expected = shape_of(rows[0]), spec.shape[1:]
+    target = _fit(given, expected) if given else [1] * len(expected)
+    if _fits(target, expected):
+        try:
+            whole = from_json(rows, spec.datatype, [len(rows), *given], f"input '{spec.name}'")
+        except InvalidArgument:
+            if len(rows) > _MAX_ONE_BY_ONE:
+                raise
+        else:
+            return whole.reshape([len(rows), *target])
+    return _stack_one_by_one(rows, spec)
+
+
+def _stack_one_by_one(rows: list[Any], spec: TensorSpec) -> Array:
     parts = [_row(row, spec, f"instance {index}, input '{spec.name}'") for index, row in enumerate(rows)]
     shapes = sorted({part.shape for part in parts})
     if len(shapes) > 1:

@@ -217,6 +217,7 @@ class Connection(FrameReader):
     def _on_window(self, stream_id: int, increment: int) -> None:
         self.floods.count_idle()
         sender = self.sender
+        steps = sender.steps
         if not stream_id:
             if not increment:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
@@ -233,6 +234,7 @@ class Connection(FrameReader):
                 return
             if stream.queue is not None:
                 sender.pump_stream(stream)
+        self.floods.useful += sender.steps - steps  # DATA that waited for it
         if sender.sent:
             self._tell_sent()
 

@@ -215,6 +215,13 @@ class TestCalls:
             assert [sorted(head) for head in answer["heads"]] == [[b":status", b"content-type", b"grpc-status"]]
             assert grpc_status(answer) == (0, "")
 
+    def test_a_stream_that_breaks_gives_up_what_it_asked_for(self, probe, raw):
+        with probe() as server, raw(server.address) as client:
+            body = b"\0\0\0\0\x01x" + b"\0\0\0\0\x05y"
+            answer = client.greet().wait(client.ask("/test.Probe/Deaf", body, content_type="application/grpc"))
+            assert grpc_status(answer) == (3, "the request ends within a message")
+            assert server.probe.cancelled == ["cancelled"]
+
     def test_endless_message_is_refused_at_once(self, probe, raw):
         with probe(max_body_bytes=1000) as server, raw(server.address) as client:
             asked = client.greet().ask(
@@ -354,6 +361,7 @@ class TestHarm:
             (f.frame(f.HEADERS, f.END_HEADERS, 1, b"\xff" * 9), ErrorCode.COMPRESSION_ERROR),
             (f.frame(f.DATA, 0, 1, b"x"), ErrorCode.PROTOCOL_ERROR),
             (b"\xff\xff\xff\0\0\0\0\0\x01", ErrorCode.FRAME_SIZE_ERROR),
+            (f.frame(0xAB, 0, 0, bytes(16_385)), ErrorCode.ENHANCE_YOUR_CALM),
             (f.frame(f.SETTINGS, 0, 0, b"123"), ErrorCode.FRAME_SIZE_ERROR),
             (f.frame(f.WINDOW_UPDATE, 0, 0, u32((1 << 31) - 1)), ErrorCode.FLOW_CONTROL_ERROR),
         ],
@@ -363,6 +371,7 @@ class TestHarm:
             client.greet().send(sent)
             assert client.read_error() in (code, None)  # a flood may be cut before it is told
             assert client.is_closed
+        assert served.metrics.limits
 
     def test_preface_then_nonsense(self, served, raw, preface):
         with raw(served.address) as client:

@@ -16,11 +16,12 @@ from tritonclient.grpc import service_pb2
 from salver.core.errors import InvalidArgument, SalverError, TooLarge, UnknownName
 from salver.core.tensors import NUMPY_DTYPES, Signature, TensorSpec
 from salver.server.frontends.access import Peer
-from salver.server.frontends.oip.grpc_codec import CONTENTS, GrpcCodec
+from salver.server.frontends.oip.grpc_codec import GrpcCodec
 from salver.server.frontends.oip.grpc_shortcut import Templates
 from salver.server.frontends.oip.messages import CodecLimits
 from salver.server.frontends.oip.protos import parser
 from salver.server.frontends.shared_memory import SharedMemory
+from salver.wire.protobuf import CONTENTS
 
 DATATYPES = list(NUMPY_DTYPES)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

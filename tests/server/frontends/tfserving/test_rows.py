@@ -274,3 +274,12 @@ def test_any_bytes_give_arrays_or_a_typed_error(data, around):
             identity(datatype, ("batch", "w")).decode(around % data)
         except SalverError:
             continue
+
+
+def test_the_limit_of_strings_is_that_of_the_server():
+    signature = Signature(inputs=(spec("a", "BYTES", ("batch",)), spec("b", "BYTES", ("batch",))), outputs=(spec("y"),))
+    found = RowCodec(signature, CodecLimits(max_string_bytes=20 << 20))
+    request = encode({"instances": [{"a": "x" * (17 << 20), "b": ""}]})
+    assert len(found.decode(request).inputs["a"][0]) == 17 << 20
+    with pytest.raises(TooLarge, match="max_string_bytes"):
+        RowCodec(signature, CodecLimits(max_string_bytes=1 << 20)).decode(request)

@@ -81,7 +81,7 @@ class Connection(RequestReader, asyncio.Protocol):
                 exchange.cancel = None  # a reference cycle, which would keep the request's arrays for long
         self._pending.clear()
         self._waiting.clear()
-        self._body.clear()
+        self._let_go()
 
     def pause_writing(self) -> None:
         self._writes_paused_since_s = self._time()
@@ -247,7 +247,7 @@ class Connection(RequestReader, asyncio.Protocol):
         self._deaf = True
         self._partial = False
         self._continue_due = False
-        self._body.clear()
+        self._let_go()
         self._pending.append(exchange)
         exchange.fail(error)
 

@@ -25,7 +25,6 @@ _MAX_CACHED_HEADS: Final = 512
 _MAX_FRAMING_RATIO: Final = 8
 _NOT_CACHED: Final = frozenset(
     {
-        b"authorization",
         b"connection",
         b"content-encoding",
         b"cookie",
@@ -59,6 +58,7 @@ class RequestReader(abc.ABC):
         self._since_s = 0.0  # the last answer written, or the first byte of the request being read
         self._partial = False
         self._exchanges = 0
+        self._held_bytes = 0
         self._begin()
 
     @abc.abstractmethod
@@ -212,14 +212,30 @@ class RequestReader(abc.ABC):
             raise _Stop
         if self._refusal is None:
             self._body.append(part)
+            self._hold(len(part))
+
+    def _hold(self, size: int) -> None:
+        intake = self._host.intake
+        self._held_bytes += size
+        intake.held_bytes += size
+        if intake.is_over:
+            self.limit_hit("max_incoming_bytes")
+            self._refuse(intake.refusal())
+            raise _Stop
+
+    def _let_go(self) -> list[bytes]:
+        """The body so far, which is no longer coming in."""
+        parts, self._body = self._body, []
+        self._host.intake.held_bytes -= self._held_bytes
+        self._held_bytes = 0
+        return parts
 
     def on_message_complete(self) -> None:
         self._partial = False
         self._continue_due = False
         self._exchanges += 1
-        parts = self._body
+        parts = self._let_go()
         body = parts[0] if len(parts) == 1 else b"".join(parts)
-        self._body = []
         exchange = Exchange(
             self, self._method(), self._target, self._match, self._fields, body, self._time(), self._extra
         )

@@ -15,7 +15,7 @@ from salver.server.frontends.http._connection import Connection
 from salver.server.frontends.http.addresses import UNIX, bind_unix, parse_address, remove_unix, show_address
 from salver.server.frontends.http.guard import Guard, GuardSettings, is_loopback_address, make_access
 from salver.server.frontends.http.router import Router
-from salver.server.frontends.http.shared import Head, Limits, ServedConnection
+from salver.server.frontends.http.shared import Head, Intake, Limits, ServedConnection
 
 _BACKLOG: Final = 1024
 # Loaded at the first connection that speaks it: header compression is imported only then.
@@ -28,6 +28,7 @@ class Owner(Protocol):
     router: Router
     methods: dict[bytes, Any]
     limits: Limits
+    intake: Intake
     draining: bool
     time: Callable[[], float]
 
@@ -52,6 +53,7 @@ class Listener:
         self.router = owner.router
         self.methods = owner.methods
         self.limits = owner.limits
+        self.intake = owner.intake
         self.time = owner.time
         self.opened = owner.opened
         self.closed = owner.closed

@@ -15,7 +15,7 @@ from salver.server.frontends import BUILTIN, FRONTENDS, GRPC, Frontend, HttpSett
 from salver.server.frontends.base import Method
 from salver.server.frontends.http.listener import Listener
 from salver.server.frontends.http.router import Router
-from salver.server.frontends.http.shared import LINGER_S, Limits, ServedConnection
+from salver.server.frontends.http.shared import LINGER_S, Intake, Limits, ServedConnection
 
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")  # not strftime's, which follow the locale
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -70,6 +70,7 @@ class HttpServer:
             max_streams=settings.max_streams,
             idle_timeout_s=settings.idle_timeout_s,
         )
+        self.intake = Intake(settings.max_incoming_bytes)
         self.time = asyncio.get_running_loop().time
         context = None
         if settings.tls_cert:

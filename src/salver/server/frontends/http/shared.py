@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from salver.core.errors import ResourceExhausted
 from salver.server.frontends.http.exchange import Match
 from salver.server.frontends.http.guard import Guard
 from salver.server.frontends.http.router import Router
@@ -27,6 +28,32 @@ class Limits(msgspec.Struct, frozen=True):
     max_header_bytes: int
     max_streams: int
     idle_timeout_s: float
+
+
+class Intake:
+    """Requests that are still coming in, of all connections together.
+
+    Args:
+        max_bytes: that they may hold.
+    """
+
+    __slots__ = ("held_bytes", "max_bytes")
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.held_bytes = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether they hold more than they may."""
+        return self.held_bytes > self.max_bytes
+
+    def refusal(self) -> ResourceExhausted:
+        """The answer to the request that was too much."""
+        return ResourceExhausted(
+            f"requests that are still coming in hold {self.held_bytes} bytes, over the limit of {self.max_bytes} "
+            "(max_incoming_bytes); retry later, or send less at once"
+        )
 
 
 class Head:
@@ -71,6 +98,7 @@ class Host(Protocol):
     router: Router
     guard: Guard
     limits: Limits
+    intake: Intake
     heads: dict[bytes, Head]
     methods: dict[bytes, Any]
     """Path -> gRPC `Method`."""

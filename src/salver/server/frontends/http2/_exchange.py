@@ -13,7 +13,6 @@ from salver.server.frontends.http.coding import decompress
 from salver.server.frontends.http.exchange import NO_MATCH, Exchange, Match
 from salver.server.frontends.http.headers import KNOWN
 from salver.server.frontends.http.shared import MIN_BODY_BYTES_S
-from salver.server.frontends.http2._grpc import MAX_BUFFERED_BODIES
 from salver.wire.http2 import Data, ErrorCode, Head, Pieces, Stream, encode_block
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ class HttpStream:
         self._exchange(b"").fail(error)
 
     def _drop(self) -> None:
-        self._connection.buffered_bytes -= self.body.size
+        self._connection.hold(-self.body.size)
         self.body = Pieces()
 
     def _exchange(self, body: bytes) -> Exchange:
@@ -115,18 +114,20 @@ class HttpStream:
             return
         self.body.add(data)
         connection = self._connection
-        connection.buffered_bytes += len(data)
-        limit = self._connection.limits.max_body_bytes
+        connection.hold(len(data))
+        limit = connection.limits.max_body_bytes
         if self.body.size > limit:
             self.refuse(
                 TooLarge(f"the body is over the limit of {limit} bytes (max_body_bytes)", limit="max_body_bytes")
             )
         elif end:
-            connection.buffered_bytes -= self.body.size
+            connection.hold(-self.body.size)
             self._run(self.body.take(self.body.size))
-        elif connection.buffered_bytes > MAX_BUFFERED_BODIES * connection.limits.max_body_bytes:
-            connection.limit_hit("buffered_bytes")
-            self.refuse(ResourceExhausted("the requests that are coming in on this connection are too large together"))
+        else:
+            try:
+                connection.check_intake()
+            except ResourceExhausted as error:
+                self.refuse(error)
 
     def check(self, now_s: float, patience_s: float) -> None:
         """Cut off a client that sends its body too slowly. Called about once a second."""

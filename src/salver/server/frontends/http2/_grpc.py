@@ -10,7 +10,6 @@ from salver.core.errors import (
     Cancelled,
     DeadlineExceeded,
     InvalidArgument,
-    ResourceExhausted,
     SalverError,
     TooLarge,
     Unimplemented,
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 MAX_QUEUED_BYTES: Final = 64 << 20
 """Messages of one streaming call that the client does not read; with more the call is cut off."""
 
-MAX_BUFFERED_BODIES: Final = 4
 """Requests that are still coming in hold that many times `max_body_bytes` at most, on one connection."""
 
 _COPY_BYTES: Final = 1 << 16
@@ -157,21 +155,19 @@ class StreamCall(Call):
             self._incoming = _Incoming(self._plan, self._connection)
         incoming = self._incoming
         incoming.reader.feed(data)
-        if self._account(incoming) > MAX_BUFFERED_BODIES * self._connection.limits.max_body_bytes:
-            self._connection.limit_hit("buffered_bytes")
-            raise ResourceExhausted("the requests that are coming in on this connection are too large together")
+        self._account(incoming)
+        self._connection.check_intake()
         return incoming
 
-    def _account(self, incoming: _Incoming) -> int:
-        """Keep book of what incomplete messages hold, on the whole connection."""
+    def _account(self, incoming: _Incoming) -> None:
+        """Keep book of what incomplete messages hold."""
         size = incoming.reader.size
-        self._connection.buffered_bytes += size - incoming.held_bytes
+        self._connection.hold(size - incoming.held_bytes)
         incoming.held_bytes = size
-        return self._connection.buffered_bytes
 
     def _forget(self) -> None:
         if self._incoming is not None:
-            self._connection.buffered_bytes -= self._incoming.held_bytes
+            self._connection.hold(-self._incoming.held_bytes)
             self._incoming = None
 
     def check(self, now_s: float, patience_s: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
+from salver.core.errors import SalverError
 from salver.server.frontends.grpc.messages import MessageReader
 from salver.server.frontends.http2._grpc import Plan, StreamCall, incomplete
 from salver.wire.http2 import Data, Stream
@@ -45,6 +46,13 @@ class StreamingCall(StreamCall):
         if not self.code:
             self._is_ended = end
             self.attempt(self._feed, data)
+
+    def fail(self, error: SalverError) -> None:
+        """As `Call.fail`; and earlier messages are given up, whose answers nobody will get."""
+        cancel, self.cancel = self.cancel, None
+        super().fail(error)
+        if cancel is not None:
+            cancel()
 
     def on_sent(self, stream: Stream) -> None:
         """The client reads again."""

@@ -7,7 +7,7 @@ import contextlib
 from time import monotonic
 from typing import Final, cast
 
-from salver.core.errors import SalverError
+from salver.core.errors import ResourceExhausted, SalverError
 from salver.server.frontends.access import Peer
 from salver.server.frontends.grpc.call import Call
 from salver.server.frontends.http.peers import peer_of
@@ -20,6 +20,9 @@ from salver.wire.http2 import Bounds, Connection, ErrorCode, Head, Stream
 
 DEADLINE_STEP_S: Final = 0.005
 """Deadlines are looked at no more often than that."""
+
+MAX_BUFFERED_BODIES: Final = 4
+"""Times `max_body_bytes`: what requests of one connection may hold that are still coming in."""
 
 _JOIN_BYTES: Final = 1 << 16
 _NEVER: Final = float("inf")
@@ -60,6 +63,24 @@ class Http2Connection(asyncio.Protocol):
         self.buffered_bytes = 0
         """Of requests that are still coming in."""
 
+    def hold(self, change: int) -> None:
+        """Keep book of what requests hold that are still coming in."""
+        self.buffered_bytes += change
+        self._host.intake.held_bytes += change
+
+    def check_intake(self) -> None:
+        """Refuse the request that made it too much, here or on all connections together.
+
+        Raises:
+            ResourceExhausted: it is.
+        """
+        if self.buffered_bytes > MAX_BUFFERED_BODIES * self.limits.max_body_bytes:
+            self.limit_hit("buffered_bytes")
+            raise ResourceExhausted("the requests that are coming in on this connection are too large together")
+        if self._host.intake.is_over:
+            self.limit_hit("max_incoming_bytes")
+            raise self._host.intake.refusal()
+
     @property
     def date_line(self) -> bytes:
         """The ``Date`` field."""
@@ -84,6 +105,7 @@ class Http2Connection(asyncio.Protocol):
         self._is_deaf = True
         self._host.closed(self)
         self.machine.close()
+        self.hold(-self.buffered_bytes)
         if self._timer is not None:
             self._timer.cancel()
 
@@ -102,11 +124,12 @@ class Http2Connection(asyncio.Protocol):
 
     def _report(self) -> None:
         machine = self.machine
+        is_counted = bool(machine.floods.refused)
         for limit in machine.floods.refused:
             self.limit_hit(limit)
         machine.floods.refused.clear()
         if machine.fault is not None:
-            if machine.fault.error is not ErrorCode.ENHANCE_YOUR_CALM:
+            if machine.fault.error is not ErrorCode.ENHANCE_YOUR_CALM or not is_counted:
                 self.limit_hit("http2_errors")
             self._shut()
 

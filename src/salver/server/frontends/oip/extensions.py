@@ -8,6 +8,7 @@ _ALWAYS: Final = (
     "binary_tensor_data",
     "classification",
     "sequence",
+    "sequence(string_id)",
     "model_repository",
     "model_repository_extension",  # Triton's documents use both names
     "model_repository(unload_dependents)",

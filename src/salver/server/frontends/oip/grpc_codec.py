@@ -30,23 +30,7 @@ from salver.server.frontends.oip.model import OipModel, answer_parameters, regio
 from salver.server.frontends.oip.protos import OIP
 from salver.server.frontends.shared_memory import SharedMemory
 from salver.wire.elements import decode_text, from_bytes, from_values, to_bytes
-from salver.wire.protobuf import delimited, delimited_head
-
-CONTENTS: Final = {
-    "BOOL": "bool_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
-}
-"""Datatype -> the field of ``InferTensorContents`` that holds it."""
+from salver.wire.protobuf import CONTENTS, delimited, delimited_head
 
 _NAME, _VERSION, _ID, _OUTPUTS, _RAW = 1, 2, 3, 5, 6
 _MAX_FRAMES: Final = 64

@@ -10,7 +10,7 @@ from google.protobuf import json_format
 from salver import __version__
 from salver.core.errors import NotFound, Unavailable
 from salver.core.tensors import TensorSpec
-from salver.server.frontends.base import Method, Services, find_any
+from salver.server.frontends.base import Method, Services, find_all, find_any
 from salver.server.frontends.grpc.call import Call
 from salver.server.frontends.oip.extensions import list_extensions
 from salver.server.frontends.oip.model_config import describe_config
@@ -77,10 +77,8 @@ class MetadataMethods:
         return json_format.ParseDict({"config": describe_config(model)}, _ModelConfig(), descriptor_pool=OIP.pool)
 
     def _statistics(self, request: Any, call: Call) -> Any:
-        models = self._engine.models()
-        if request.name:
-            models = [m for m in models if m.name == request.name and request.version in ("", m.version)]
-            models = models or [find_any(self._engine, request.name, request.version or None)]
+        named = request.name, request.version or None
+        models = find_all(self._engine, *named) if request.name else self._engine.models()
         described = {"model_stats": [self._metrics.statistics(model) for model in models]}
         return json_format.ParseDict(described, _ModelStatistics(), descriptor_pool=OIP.pool)
 
