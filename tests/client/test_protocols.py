@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from salver.client import Client, Retry, http1
+from salver.client import Client, Retry, http1, http2
 from salver.client.endpoint import parse_endpoint
 from salver.client.grpc import GrpcProtocol
 from salver.client.http2 import _Channel
@@ -272,6 +272,42 @@ def test_an_http_answer_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
         http1.ResponseReader().feed(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(11))
 
 
+@pytest.mark.parametrize(
+    "flood",
+    [
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 100_000,
+        b"HTTP/1.1 200 OK\r\nx: " + bytes([97]) * (2 << 20),
+        b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 300_000,
+    ],
+)
+def test_an_http_head_without_end(flood: bytes) -> None:
+    reader = http1.ResponseReader()
+    with pytest.raises(Unavailable, match="the head of the server's answer is larger"):
+        reader.feed(flood)
+
+
+def test_an_http_head_that_is_cut_off_is_no_answer() -> None:
+    reader = http1.ResponseReader()
+    assert reader.feed(b"HTTP/1.1 200 OK\r\nx: y\r\n") is None
+    assert reader.end() is None
+    assert reader.feed(b"\r\nwhole") is None
+    assert reader.end() == Incoming(status=200, fields={b"x": b"y"}, body=b"whole")
+
+
+@pytest.mark.parametrize("more", [b"HTTP/1.1 500 No\r\nx: z\r\ncontent-length: 3\r\n\r\nbad", b"\0\0\0", b"HTTP/1.1 5"])
+def test_only_the_first_http_answer_counts(more: bytes) -> None:
+    reader = http1.ResponseReader()
+    first = b"HTTP/1.1 103 Early\r\nx: w\r\n\r\nHTTP/1.1 200 OK\r\nx: y\r\ncontent-length: 2\r\n\r\nok"
+    found = reader.feed(first + more)
+    assert not reader.keep_alive
+    assert found == Incoming(status=200, fields={b"x": b"y", b"content-length": b"2"}, body=b"ok")
+
+
+def test_an_upgrade_that_nobody_asked_for() -> None:
+    with pytest.raises(Unavailable, match="not HTTP"):
+        http1.ResponseReader().feed(b"HTTP/1.1 101 Go\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n")
+
+
 class TestChannel:
     """One HTTP/2 connection of an event loop, against a server that is a few frames."""
 
@@ -349,6 +385,16 @@ class TestChannel:
             channel.data_received(self.GREETING + frames)
             turns.step()
             with pytest.raises(SalverError, match=message):
+                call.send(None)
+
+    def test_an_answer_that_is_too_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(http2, "MAX_ANSWER_BYTES", 5)
+        turns = Turns()
+        with turns.running():
+            channel, _, call = self.start(turns)
+            channel.data_received(self.GREETING + self.OK)
+            turns.step()
+            with pytest.raises(Unavailable, match="larger than 5 bytes"):
                 call.send(None)
 
     def test_many_paths_are_encoded(self) -> None:

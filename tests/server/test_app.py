@@ -251,6 +251,18 @@ def test_requests_sent_before_the_signal_are_answered(digits: Model, process: Pr
     assert process.popen.wait(60) == 0
 
 
+def test_a_server_told_to_stop_says_so_before_it_refuses(digits: Model, digits_bundle: Path) -> None:
+    with contextlib.closing(Process(digits_bundle, drain_delay_s=60)) as made:
+        made.popen.send_signal(signal.SIGTERM)
+        while ask(made.url, "/v2/health/ready")[0] == 200:
+            pass
+        assert ask(made.url, "/v2/health/ready")[0] == 503
+        assert ask(made.url, "/v2/health/live")[0] == 200
+        assert ask(made.url, "/v2/models/numbers/infer", infer_body(digits)[0])[0] == 200
+        made.popen.send_signal(signal.SIGTERM)  # the second does what it does everywhere
+        assert made.popen.wait(60) == -signal.SIGTERM
+
+
 def test_the_process_fails_when_nothing_can_be_served(wrong_bundle: Path) -> None:
     with contextlib.closing(Process(wrong_bundle)) as failed:
         assert failed.url == ""

@@ -12,6 +12,10 @@ from salver.client.protocol import Incoming, Outgoing
 from salver.core.errors import Unavailable
 
 MAX_ANSWER_BYTES: Final = 1 << 31
+MAX_HEAD_BYTES: Final = 1 << 20
+"""Of everything but the body: heads, and what chunks add."""
+
+_MAX_FRAMING_RATIO: Final = 16  # chunks of one byte
 
 
 def write_request(endpoint: Endpoint, request: Outgoing) -> list[bytes | memoryview]:
@@ -29,22 +33,23 @@ def write_request(endpoint: Endpoint, request: Outgoing) -> list[bytes | memoryv
 
 
 class ResponseReader:
-    """Reads the response of one request.
-
-    Args:
-        is_head: whether the request was one without a body in its answer.
-    """
+    """Reads the response of one request."""
 
     def __init__(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
-        self._fields: dict[bytes, bytes] = {}
-        self._body: list[bytes] = []
+        self._answer: Incoming | None = None
+        self._read_bytes = 0
         self._size = 0
-        self._done = False
         self.keep_alive = False
         """Whether the connection may be used again; known once there is an answer."""
         self.started = False
         """Whether any byte of an answer has come."""
+        self._begin()
+
+    def _begin(self) -> None:
+        self._fields: dict[bytes, bytes] = {}
+        self._body: list[bytes] = []
+        self._in_head = True
 
     def feed(self, data: bytes) -> Incoming | None:
         """Take bytes; the response once it is whole.
@@ -53,37 +58,57 @@ class ResponseReader:
             Unavailable: they are no HTTP response, or one that is too large.
         """
         self.started = True
+        self._read_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            raise Unavailable(f"the server's answer is not HTTP: {error}") from None
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self.keep_alive = False
+            if self._answer is None:
+                raise Unavailable(f"the server's answer is not HTTP: {error}") from None
+        if self._answer is None:
+            self._check_size()
+        return self._answer
+
+    def _check_size(self) -> None:
         if self._size > MAX_ANSWER_BYTES:
             raise Unavailable(f"the server's answer is larger than {MAX_ANSWER_BYTES} bytes")
-        return self._incoming() if self._done else None
+        if self._read_bytes > MAX_HEAD_BYTES + _MAX_FRAMING_RATIO * self._size:
+            raise Unavailable(f"the head of the server's answer is larger than {MAX_HEAD_BYTES} bytes")
 
     def end(self) -> Incoming | None:
         """The connection ended; the response, where its end is that of the connection."""
-        if self._fields and b"content-length" not in self._fields and b"transfer-encoding" not in self._fields:
-            return self._incoming()
-        return None
+        if self._in_head or b"content-length" in self._fields or b"transfer-encoding" in self._fields:
+            return None
+        return self._incoming()
 
     def _incoming(self) -> Incoming:
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         return Incoming(status=self._parser.get_status_code(), fields=self._fields, body=body)
 
+    def on_message_begin(self) -> None:
+        """Called by the parser. What begins after the answer is none of ours."""
+        if self._answer is None:
+            self._begin()
+        else:
+            self.keep_alive = False
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser."""
-        self._fields[name.lower()] = value
+        if self._answer is None:
+            self._fields[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser."""
+        self._in_head = self._parser.get_status_code() < 200  # 100 Continue: the real one follows
 
     def on_body(self, part: bytes) -> None:
         """Called by the parser."""
-        self._body.append(part)
-        self._size += len(part)
+        if self._answer is None:
+            self._body.append(part)
+            self._size += len(part)
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
-        if self._parser.get_status_code() < 200:  # 100 Continue: the real one follows
-            self._fields, self._body = {}, []
-            return
-        self.keep_alive = self._parser.should_keep_alive()
-        self._done = True
+        if self._answer is None and not self._in_head:
+            self.keep_alive = self._parser.should_keep_alive()
+            self._answer = self._incoming()

@@ -46,9 +46,13 @@ class _Call:
             self._finish()
 
     def on_data(self, stream: Stream, data: Data, end: bool) -> None:
-        self._parts.append(bytes(data))
         self._size += len(data)
-        if end or self._size > MAX_ANSWER_BYTES:
+        if self._size > MAX_ANSWER_BYTES:
+            self._parts.clear()
+            self._done(Unavailable(f"the server's answer is larger than {MAX_ANSWER_BYTES} bytes"))
+            return
+        self._parts.append(bytes(data))
+        if end:
             self._finish()
 
     def on_reset(self, stream: Stream, error: int, message: str) -> None:

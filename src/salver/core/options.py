@@ -442,6 +442,16 @@ OPTIONS: Final = (
         help="Time that requests in progress are given when the server is told to stop",
     ),
     Option(
+        name="drain_delay",
+        kind="duration",
+        verbs=_SERVE,
+        example="5s",
+        default="0s",
+        field="drain_delay_s",
+        minimum=0,
+        help="Time after being told to stop in which the server says that it is not ready, and still takes requests",
+    ),
+    Option(
         name="trusted_hosts",
         kind="list",
         verbs=_SERVE,

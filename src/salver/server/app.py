@@ -139,9 +139,11 @@ class Server:
             raise FailedPrecondition("no model can be served: " + "; ".join(unready(self.engine.models())))
 
     async def _drain(self) -> None:
-        """Stop accepting, say so to balancers, finish what is queued and running."""
-        _LOG.info("stopping: open requests have %g s", self.settings.drain_s)
+        """Say so to balancers, stop accepting, finish what is queued and running."""
+        settings = self.settings
+        _LOG.info("stopping in %g s: open requests have %g s", settings.drain_delay_s, settings.drain_s)
         self.engine.announce_drain()
+        await asyncio.sleep(settings.drain_delay_s)
         until = asyncio.get_running_loop().time() + self.settings.drain_s
         # Closing a listener resets the connections in its backlog: take those in first.
         await asyncio.sleep(min(_BACKLOG_S, self.settings.drain_s))

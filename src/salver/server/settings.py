@@ -64,6 +64,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         lanes: batches of one model that run at the same time; 0 takes the bundle's hint, else 1.
         threads: threads inside one run; 0 takes the bundle's hint, else 1.
         drain_s: time for open requests after SIGTERM.
+        drain_delay_s: time after SIGTERM in which the server says that it is not ready, and still takes requests.
         trusted_hosts: further values of the Host header that are accepted.
         cors_origins: origins whose web pages may call.
         log_level: of Python's logging.
@@ -100,6 +101,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     lanes: int = 0
     threads: int = 0
     drain_s: float = 30.0
+    drain_delay_s: float = 0.0
     trusted_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     log_level: str = "info"
@@ -233,6 +235,7 @@ _MINIMA: Final = {
     "lanes": 0,
     "threads": 0,
     "drain_s": 0,
+    "drain_delay_s": 0,
 }
 
 
