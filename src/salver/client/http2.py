@@ -137,12 +137,15 @@ class BlockingHttp2:
 
     def is_stale(self) -> bool:
         """As `Connection.is_stale`. A server may send PING or SETTINGS at any time: they are answered."""
-        while self._wire.is_readable():
-            data = self._wire.read(None)
-            if not data:
-                return True
-            self._connection.receive(data)
-            self._flush(None)
+        try:
+            while self._wire.is_readable():
+                data = self._wire.read(None)
+                if not data:
+                    return True
+                self._connection.receive(data)
+                self._flush(None)
+        except Unavailable:  # it ended while it was asked or answered
+            return True
         return self._connection.fault is not None or self._connection.goaway is not None
 
     def exchange(self, request: Outgoing, until_s: float | None) -> Incoming:
