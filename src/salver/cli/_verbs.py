@@ -96,7 +96,7 @@ VERBS: Final = {
         ),
         Verb(
             name="serve",
-            summary="Serve bundles over HTTP (Open Inference Protocol v2).",
+            summary="Serve bundles over REST and gRPC to clients of Triton, KServe, TensorFlow Serving and MLflow.",
             run="salver.cli._serve:run",
             arguments=(
                 Argument(
@@ -108,7 +108,8 @@ VERBS: Final = {
             takes_models=True,
             examples=(
                 "salver serve digits.salver",
-                "salver serve digits.salver --http 0.0.0.0:8080 --trusted-hosts models.example.org",
+                "salver serve models/ --grpc 127.0.0.1:8081 --watch 5s",
+                "salver serve digits.salver --http 0.0.0.0:8080 --api-keys keys.toml --tls-cert a.pem --tls-key a.key",
                 "salver serve --config salver.toml",
             ),
         ),
