@@ -22,9 +22,9 @@ help:
 run: $(STAMPS)/installed
 	@$(BIN)/python examples/run.py $(ARGS)
 
-# The whole suite. Under a src/ layout it imports the wheel that is installed, not the source tree.
+# The whole suite, files side by side. Under a src/ layout it imports the wheel that is installed, not the source tree.
 test: $(STAMPS)/installed $(STAMPS)/test
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 # Style, types, import directions, the shape of the house.
 check: $(STAMPS)/installed $(STAMPS)/test $(STAMPS)/check

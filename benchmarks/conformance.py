@@ -14,48 +14,31 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import re
-import shutil
-import signal
-import socket
-import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+import environments
+from environments import ROOT, Command, Process, environment, free_port, running
 
 from salver import __version__
 from salver.testing.certificates import Authority
 from salver.testing.oip import CASES, CLIENTS, GROUPS, Outcome, Report, Target, run, write_models
 
-ROOT = Path(__file__).parents[1]
 CLIENT_FOLDER = ROOT / "build" / "clients"
-PEERS = ROOT / "build" / "peers"
 PAGE = ROOT / "docs" / "conformance.md"
 ENVIRONMENTS = {client.name.partition(".")[0]: client.needs for client in CLIENTS if client.needs}
-# uvloop: with a newer one MLServer 1.7.1 does not start its workers. numpy: Triton's stub was made for numpy 1.
-PACKAGES = {"triton": ("nvidia-pytriton", "numpy<2"), "mlserver": ("mlserver", "uvloop<0.22")}
 # Other protocols than the inference protocol: these peers do not speak them.
 ELSEWHERE = ("tf-serving", "kserve-v1", "mlflow")
 _ALIKE = 24  # characters of a failure that make it the same failure
 MARKS = ("<!-- results -->", "<!-- end of results -->")
-
-
-def environment(folder: Path, packages: tuple[str, ...]) -> Path:
-    """The interpreter of a virtual environment with these packages, made where it is not there."""
-    python = folder / "bin" / "python"
-    if not (folder / "complete").exists():
-        print(f"making {folder.relative_to(ROOT)} with {' '.join(packages)}", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-        (folder / "complete").touch()
-    return python
 
 
 def clients() -> dict[str, str]:
@@ -63,30 +46,7 @@ def clients() -> dict[str, str]:
     return {name: str(environment(CLIENT_FOLDER / name, packages)) for name, packages in ENVIRONMENTS.items()}
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-@contextmanager
-def process(command: list[str], folder: Path, variables: Mapping[str, str]) -> Iterator[Path]:
-    """A server until the block ends; gives the file of what it says."""
-    said = folder / "said"
-    with said.open("wb") as log:
-        started = subprocess.Popen(command, cwd=folder, env={**os.environ, **variables}, stdout=log, stderr=log)
-    try:
-        yield said
-    finally:
-        started.send_signal(signal.SIGTERM)
-        try:
-            started.wait(30)
-        except subprocess.TimeoutExpired:
-            started.kill()
-            started.wait()
-
-
-def wait_for(url: str, said: Path, limit_s: float = 120) -> None:
+def wait_for(url: str, server: Process, limit_s: float = 120) -> None:
     """Until the URL answers 200."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
@@ -95,7 +55,7 @@ def wait_for(url: str, said: Path, limit_s: float = 120) -> None:
                 return
         except OSError:
             time.sleep(0.3)
-    sys.exit(f"no answer from {url}:\n" + said.read_text(errors="replace")[-3000:])
+    sys.exit(f"no answer from {url}:\n{server.last_words()}")
 
 
 @contextmanager
@@ -104,15 +64,15 @@ def salver(folder: Path, *flags: str) -> Iterator[Target]:
     write_models(folder / "models", "salver")
     command = [sys.executable, "-m", "salver", "serve", str(folder / "models"), *flags]
     command += ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
-    with process(command, folder, {}) as said:
+    with running(Command(command, {}), folder) as server:
         end = time.monotonic() + 120
         while time.monotonic() < end:
-            ready = re.search(r"^ready on (https?://[^\s,]+), grpc (\S+)", said.read_text(), re.MULTILINE)
+            ready = re.search(r"^ready on (https?://[^\s,]+), grpc (\S+)", server.said.read_text(), re.MULTILINE)
             if ready:
                 yield Target(http=ready[1], grpc=ready[2])
                 return
             time.sleep(0.2)
-        sys.exit("Salver did not start:\n" + said.read_text()[-3000:])
+        sys.exit(f"Salver did not start:\n{server.last_words()}")
 
 
 @contextmanager
@@ -126,42 +86,25 @@ def salver_tls(folder: Path) -> Iterator[Target]:
 
 @contextmanager
 def triton(folder: Path) -> Iterator[Target]:
-    """Triton's own binary, with the Python backend that nvidia-pytriton brings."""
-    python = environment(PEERS / "triton", PACKAGES["triton"])
-    [site] = (PEERS / "triton" / "lib").glob("python*/site-packages")
-    binaries = site / "pytriton" / "tritonserver"
+    """Triton over the models."""
     write_models(folder / "models", "triton")
-    shutil.copytree(binaries / "backends" / "python", folder / "backends" / "python")
-    stub = binaries / "python_backend_stubs" / f"{sys.version_info[0]}.{sys.version_info[1]}"
-    shutil.copy(stub / "triton_python_backend_stub", folder / "backends" / "python")
-    http, grpc = free_port(), free_port()
-    command = [str(binaries / "bin" / "tritonserver"), f"--model-repository={folder / 'models'}"]
-    command += [f"--backend-directory={folder / 'backends'}", f"--http-port={http}", f"--grpc-port={grpc}"]
-    command += ["--http-address=127.0.0.1", "--grpc-address=127.0.0.1", "--allow-metrics=false"]
-    command += ["--model-control-mode=explicit", "--load-model=*"]
-    library = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    variables = {"PYTHONPATH": str(site), "LD_LIBRARY_PATH": f"{library}:{site / 'nvidia_pytriton.libs'}"}
-    with process(command, folder, variables) as said:
-        wait_for(f"http://127.0.0.1:{http}/v2/health/ready", said)
-        yield Target(http=f"http://127.0.0.1:{http}", grpc=f"127.0.0.1:{grpc}")
+    with _peer(environments.triton, folder) as target:
+        yield target
 
 
 @contextmanager
 def mlserver(folder: Path) -> Iterator[Target]:
-    """MLServer in one process, its message limit raised to what the suite sends."""
-    environment(PEERS / "mlserver", PACKAGES["mlserver"])
+    """MLServer over the models."""
     write_models(folder, "mlserver")
+    with _peer(environments.mlserver, folder) as target:
+        yield target
+
+
+@contextmanager
+def _peer(command: Callable[[Path, int, int], Command], folder: Path) -> Iterator[Target]:
     http, grpc = free_port(), free_port()
-    settings = {"host": "127.0.0.1", "http_port": http, "grpc_port": grpc, "metrics_endpoint": None}
-    settings |= {"parallel_workers": 0, "debug": False, "grpc_max_message_length": 1 << 27}
-    (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-    with process([str(PEERS / "mlserver" / "bin" / "mlserver"), "start", "."], folder, {"PYTHONPATH": "."}) as said:
-        wait_for(f"http://127.0.0.1:{http}/v2/health/ready", said)
+    with running(command(folder, http, grpc), folder) as server:
+        wait_for(f"http://127.0.0.1:{http}/v2/health/ready", server)
         yield Target(http=f"http://127.0.0.1:{http}", grpc=f"127.0.0.1:{grpc}")
 
 

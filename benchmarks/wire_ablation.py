@@ -13,23 +13,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import json
-import os
 import re
-import select
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+from load import WIRES, cost_us, write_model
 
 from salver.server import _loop, app
 from salver.server.engine import served
@@ -38,15 +31,8 @@ from salver.server.frontends.http2 import connection as http2_connection
 from salver.server.frontends.http2.connection import Http2Connection
 from salver.server.frontends.oip.codec import ModelCodec
 from salver.server.frontends.oip.grpc_shortcut import Templates
-from salver.wire.http2 import Envelope, Stream, _hpack, encode_block, reader
-from salver.wire.http2.frames import PREFACE, frame
+from salver.wire.http2 import Envelope, Stream, _hpack, reader
 from salver.wire.http2.sender import Sender
-from salver.wire.protos import ProtoSet
-
-IN_FLIGHT = 32
-PATIENCE_S = 10.0
-WIDTH, CLASSES = 64, 10
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def undo_heads() -> None:
@@ -111,7 +97,7 @@ def try_no_copy() -> None:
     reader._VIEW_BYTES = 0
 
 
-HTTP, GRPC = ("json", "binary"), ("grpc",)
+HTTP, GRPC = ("JSON", "binary"), ("gRPC",)
 VARIANTS: dict[str, tuple[str, Callable[[], None], tuple[str, ...], tuple[str, ...]]] = {
     "as-it-is": ("everything", lambda: None, (), (*HTTP, *GRPC)),
     "heads": ("request heads seen before are looked up, not parsed", undo_heads, (), HTTP),
@@ -137,19 +123,6 @@ TRIED: dict[str, tuple[str, Callable[[], None], tuple[str, ...], tuple[str, ...]
 ALL = VARIANTS | TRIED
 
 
-def save_model(path: Path) -> None:
-    rng = np.random.default_rng(0)
-    weights = rng.standard_normal((WIDTH, CLASSES)).astype(np.float32)
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "tiny",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", WIDTH])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", CLASSES])],
-        [numpy_helper.from_array(weights, "w")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
-
-
 class Server:
     """A server process with one optimization undone."""
 
@@ -162,125 +135,13 @@ class Server:
             assert line, f"{variant}: the server did not start"
         self.http, self.grpc = (int(port) for port in re.findall(r":(\d+)\b", line)[-2:])
 
-    def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-class HttpLoad:
-    """One request in flight on each of several connections."""
-
-    def __init__(self, server: Server, binary: bool) -> None:
-        values = np.arange(WIDTH, dtype=np.float32) / 7
-        given = {"name": "x", "shape": [1, WIDTH], "datatype": "FP32"}
-        if binary:
-            given["parameters"] = {"binary_data_size": values.nbytes}
-            head = json.dumps({"inputs": [given], "parameters": {"binary_data_output": True}}).encode()
-            body, field = head + values.tobytes(), f"Inference-Header-Content-Length: {len(head)}\r\n"
-        else:
-            body, field = json.dumps({"inputs": [given | {"data": values.tolist()}]}).encode(), ""
-        head = f"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: localhost\r\n{field}Content-Length: {len(body)}\r\n\r\n"
-        self.request = head.encode() + body
-        self.sockets = [socket.create_connection(("127.0.0.1", server.http)) for _ in range(IN_FLIGHT)]
-        for connected in self.sockets:
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def run(self, seconds: float) -> int:
-        poll = select.epoll()
-        by_number = {connected.fileno(): connected for connected in self.sockets}
-        for number, connected in by_number.items():
-            poll.register(number, select.EPOLLIN)
-            connected.sendall(self.request)
-        done, end, waiting = 0, time.monotonic() + seconds, IN_FLIGHT
-        while waiting:
-            events = poll.poll(PATIENCE_S)
-            assert events, "the server does not answer"
-            for number, _ in events:
-                answer = by_number[number].recv(65536)
-                assert answer.startswith(b"HTTP/1.1 200"), answer
-                done += 1
-                if time.monotonic() < end:
-                    by_number[number].sendall(self.request)
-                else:
-                    waiting -= 1
-        return done
-
-    def close(self) -> None:
-        for connected in self.sockets:
-            connected.close()
-
-
-class GrpcLoad:
-    """Several requests in flight on one connection, as a channel of grpcio has them."""
-
-    def __init__(self, server: Server) -> None:
-        protos = ProtoSet("oip")
-        message = protos.message("inference.ModelInferRequest")(model_name="tiny")
-        message.inputs.add(name="x", datatype="FP32", shape=[1, WIDTH])
-        message.raw_input_contents.append((np.arange(WIDTH, dtype=np.float32) / 7).tobytes())
-        data = message.SerializeToString()
-        self.body = b"\0" + len(data).to_bytes(4) + data
-        self.block = encode_block(
-            [
-                (b":method", b"POST"),
-                (b":scheme", b"http"),
-                (b":path", b"/inference.GRPCInferenceService/ModelInfer"),
-                (b":authority", b"localhost"),
-                (b"te", b"trailers"),
-                (b"content-type", b"application/grpc"),
-                (b"user-agent", b"wire-ablation"),
-            ]
-        )
-        self.socket = socket.create_connection(("127.0.0.1", server.grpc), PATIENCE_S)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        window = (1 << 30).to_bytes(4)
-        self.socket.sendall(PREFACE + frame(4, 0, 0, b"\x00\x04" + window) + frame(8, 0, 0, window))
-        self.next_id = 1
-        self.rest = b""
-
-    def _requests(self, count: int) -> bytes:
-        parts = []
-        for _ in range(count):
-            parts += (frame(1, 4, self.next_id, self.block), frame(0, 1, self.next_id, self.body))
-            self.next_id += 2
-        return b"".join(parts)
-
-    def run(self, seconds: float) -> int:
-        self.socket.sendall(self._requests(IN_FLIGHT))
-        done, end, waiting = 0, time.monotonic() + seconds, IN_FLIGHT
-        while waiting:
-            ended = self._read()
-            done += ended
-            if time.monotonic() < end:
-                self.socket.sendall(self._requests(ended))
-            else:
-                waiting -= ended
-        return done
-
-    def _read(self) -> int:
-        data = self.rest + self.socket.recv(1 << 18)
-        at = ended = 0
-        while len(data) - at >= 9 and len(data) - at >= 9 + int.from_bytes(data[at : at + 3]):
-            kind, flags = data[at + 3], data[at + 4]
-            assert kind not in (3, 7), "the server reset a stream or went away"
-            ended += kind == 1 and flags & 1
-            at += 9 + int.from_bytes(data[at : at + 3])
-        self.rest = data[at:]
-        return ended
-
-    def close(self) -> None:
-        self.socket.close()
-
 
 def measure(server: Server, wire: str, seconds: float) -> float:
     """Microseconds of the server's CPU per request."""
-    load = GrpcLoad(server) if wire == "grpc" else HttpLoad(server, wire == "binary")
-    load.run(0.2)
-    began = server.cpu_s()
-    done = load.run(seconds)
-    spent = server.cpu_s() - began
+    load = WIRES[wire](server.http, server.grpc)
+    cost = cost_us(load, server.process.pid, seconds)
     load.close()
-    return spent / done * 1e6
+    return cost
 
 
 @contextmanager
@@ -312,8 +173,8 @@ def main() -> None:
     wanted = options.only.split(",") if options.only else list(ALL)
     names = ["as-it-is", *(name for name in ALL if name in wanted and name != "as-it-is")]
     with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "tiny.onnx"
-        save_model(model)
+        model = Path(folder) / "mlp.onnx"
+        write_model(model)
         costs: dict[tuple[str, str], list[float]] = {}
         with serving(names, model) as servers:
             for _ in range(options.rounds):

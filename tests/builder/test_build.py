@@ -71,7 +71,7 @@ def _data(rows: int, *inner: int) -> dict[str, np.ndarray]:
 
 def test_a_build_seals_a_bundle_with_a_verdict_for_every_candidate(network: Path, tmp_path: Path) -> None:
     bundle = salver.build(
-        network, _data(900), max_drop="3pp", budget_s=10, output=tmp_path / "net.salver", cache=tmp_path / "cache"
+        network, _data(900), max_drop="3pp", budget_s=40, output=tmp_path / "net.salver", cache=tmp_path / "cache"
     )
     with bundle:
         record = bundle.record
