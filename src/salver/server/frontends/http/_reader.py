@@ -31,7 +31,6 @@ _NOT_CACHED: Final = frozenset(
         b"expect",
         b"origin",
         b"transfer-encoding",
-        b"x-api-key",
     }
 )
 
@@ -110,11 +109,8 @@ class RequestReader(abc.ABC):
         head = self._host.heads.get(data[:end])
         if head is not None and len(data) == end + head.length:
             self._exchanges += 1
-            exchange = Exchange(
-                self, head.method, head.target, head.match, head.fields, data[end:], self._time(), head.extra
-            )
-            if head.extra:  # only HTTP/1.0 adds lines that are kept
-                exchange.is_old = True
+            exchange = Exchange(self, head.method, head.target, head.match, head.fields, data[end:], self._time())
+            exchange.is_old = head.is_old
             self._take(exchange)
             return
         exchanges = self._exchanges
@@ -131,7 +127,8 @@ class RequestReader(abc.ABC):
         heads = self._host.heads
         if len(heads) >= _MAX_CACHED_HEADS:
             heads.clear()
-        heads[head] = Head(self._method(), self._target, self._match, self._fields, length, self._extra)
+        is_old = self._parser.get_http_version() == "1.0"
+        heads[head] = Head(self._method(), self._target, self._match, self._fields, length, is_old)
 
     def _parse(self, data: bytes) -> None:
         exchanges = self._exchanges
@@ -262,8 +259,6 @@ class RequestReader(abc.ABC):
             raise InvalidArgument("an HTTP/1.1 request needs a 'Host' field")
         if fields.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
             raise HttpError(501, "the only Transfer-Encoding known is 'chunked'; say gzip in Content-Encoding")
-        if is_old and self._parser.should_keep_alive():
-            self._extra = b"connection: keep-alive\r\n"
         if fields.get(b"content-type", b"").startswith(b"application/grpc"):
             raise HttpError(415, "gRPC is spoken over HTTP/2 only; this request came as HTTP/1.1")
         method = self._method()

@@ -12,6 +12,8 @@ from salver.server.frontends.http.guard import preflight_fields
 SMALL_BODY_BYTES: Final = 65536
 """Bodies up to this size are copied into one piece with their head."""
 
+_CLOSE: Final = b"connection: close\r\n"
+_KEEP_ALIVE: Final = b"connection: keep-alive\r\n"  # what HTTP/1.0 does not take for granted
 _HAVE_BODIES: Final = frozenset({b"GET", b"POST"})
 
 
@@ -24,7 +26,11 @@ def write_answer(exchange: Exchange, last: bool, date_line: bytes, out: list[byt
         out: what is written next; a large body is appended as it is, not copied.
     """
     fields, body = exchange.answer or (b"", b"")
-    extra = exchange.extra + b"connection: close\r\n" if last else exchange.extra
+    extra = exchange.extra
+    if last:
+        extra += _CLOSE
+    elif exchange.is_old:
+        extra += _KEEP_ALIVE
     line = STATUS_LINES[exchange.status]
     if type(body) is bytes and len(body) < MIN_COMPRESS_BYTES and exchange.method in _HAVE_BODIES and body:
         out.append(b"%b%b%b%bcontent-length: %d\r\n\r\n%b" % (line, date_line, fields, extra, len(body), body))
@@ -56,7 +62,7 @@ def write_chunks(exchange: Exchange, last: bool, date_line: bytes, out: list[byt
         exchange.is_begun = True
         fields = exchange.answer[0] if exchange.answer is not None else b""
         end = b"transfer-encoding: chunked\r\n\r\n" if is_chunked else b"\r\n"
-        closing = b"connection: close\r\n" if last else b""
+        closing = _CLOSE if last or not is_chunked else b""
         out.append(STATUS_LINES[exchange.status] + date_line + fields + exchange.extra + closing + end)
     chunks, exchange.chunks = exchange.chunks or [], []
     is_ended = bool(chunks) and not chunks[-1]

@@ -59,17 +59,17 @@ class Intake:
 class Head:
     """A request head that was parsed before, byte for byte the same."""
 
-    __slots__ = ("extra", "fields", "length", "match", "method", "target")
+    __slots__ = ("fields", "is_old", "length", "match", "method", "target")
 
     def __init__(
-        self, method: bytes, target: bytes, match: Match, fields: dict[bytes, bytes], length: int, extra: bytes
+        self, method: bytes, target: bytes, match: Match, fields: dict[bytes, bytes], length: int, is_old: bool
     ) -> None:
         self.method = method
         self.target = target
         self.match = match
         self.fields = fields
         self.length = length
-        self.extra = extra
+        self.is_old = is_old
 
 
 class ServedConnection(Protocol):
