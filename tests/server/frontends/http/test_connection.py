@@ -180,7 +180,9 @@ class TestFraming:
 
     def test_a_last_answer_to_http_1_0_does_not_also_say_that_the_connection_stays(self, server):
         answer = server.raw(b"CONNECT /v2/health/live HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
-        assert [line for line in answer.lower().split(b"\r\n") if line.startswith(b"connection:")] == [b"connection: close"]
+        assert [line for line in answer.lower().split(b"\r\n") if line.startswith(b"connection:")] == [
+            b"connection: close"
+        ]
 
     def test_an_upgrade_is_ignored(self, server):
         fields = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAA\r\n"

@@ -28,7 +28,7 @@ from salver.server.frontends.oip.messages import (
     Region,
 )
 from salver.server.frontends.oip.model import OipModel, answer_parameters, region_of
-from salver.server.frontends.oip.shortcut import UNSURE, Shortcut
+from salver.server.frontends.oip.shortcut import UNSURE, Shortcut, asks_only_for_bytes
 from salver.server.frontends.shared_memory import SharedMemory
 from salver.wire import jsonio
 from salver.wire.elements import (
@@ -43,6 +43,7 @@ from salver.wire.elements import (
 Body = bytes | list[bytes | memoryview]
 
 _MAX_PREFIXES: Final = 64
+_SMALL_BYTES: Final = 4096
 _NOBODY: Final = Peer()
 
 
@@ -63,6 +64,7 @@ class ModelCodec(OipModel):
             msgspec.json.encode(version),
         )
         self._prefixes: dict[tuple[str, str, tuple[int, ...]], bytes] = {}
+        self._binary_heads: dict[tuple[tuple[tuple[int, ...], int], ...], bytes] = {}
         self._fast = self._choose_fast()
 
     def _choose_fast(self) -> Shortcut | None:
@@ -134,8 +136,11 @@ class ModelCodec(OipModel):
             position += size
         if position != len(body):
             raise InvalidArgument(f"{len(body) - position} bytes of the body belong to no input")
-        wishes = self.wishes(request.outputs, request.parameters, False)
-        return self.checked(inputs, wishes, request.id, request.parameters)
+        parameters = request.parameters
+        wishes = self.wishes(request.outputs, parameters, False)
+        if request.outputs is None and parameters is not None and asks_only_for_bytes(parameters):
+            parameters = None
+        return self.checked(inputs, wishes, request.id, parameters)
 
     def _decode_raw(self, body: bytes) -> Decoded:
         """A body that is nothing but the elements of the only input."""
@@ -177,6 +182,8 @@ class ModelCodec(OipModel):
             opening += b'"id":%b,' % jsonio.ENCODER.encode(decoded.id)
         if decoded.parameters is not None and (repeated := answer_parameters(decoded.parameters)):
             opening += b'"parameters":%b,' % jsonio.encode(repeated)
+        if decoded.wishes is self._all_binary and opening is self._opening:
+            return self._encode_binary(outputs)
         if decoded.wishes is not None:
             return self._encode_wishes(opening, decoded.wishes, outputs, peer)
         parts = []
@@ -184,6 +191,28 @@ class ModelCodec(OipModel):
             array = outputs[spec.name]
             parts.append(b'%b,"data":%b}' % (self._prefix(spec, array.shape), to_json(array, spec.datatype)))
         return b'%b"outputs":[%b]}' % (opening, parts[0] if len(parts) == 1 else b",".join(parts)), None
+
+    def _encode_binary(self, outputs: Mapping[str, Array]) -> tuple[Body, int | None]:
+        """All outputs as bytes, and nothing else to say: the JSON follows from their shapes and sizes."""
+        blobs: list[bytes | memoryview] = []
+        key: list[tuple[tuple[int, ...], int]] = []
+        for spec in self.signature.outputs:
+            array = outputs[spec.name]
+            blob = to_bytes(array, spec.datatype)
+            blobs.append(blob)
+            key.append((array.shape, len(blob)))
+        head = self._binary_heads.get(tuple(key))
+        if head is None:
+            parts = [
+                b'%b,"parameters":{"binary_data_size":%d}}' % (self._prefix(spec, shape), size)
+                for spec, (shape, size) in zip(self.signature.outputs, key, strict=True)
+            ]
+            if len(self._binary_heads) >= _MAX_PREFIXES:
+                self._binary_heads.clear()
+            head = self._binary_heads[tuple(key)] = b'%b"outputs":[%b]}' % (self._opening, b",".join(parts))
+        if len(blobs) == 1 and len(blobs[0]) < _SMALL_BYTES:
+            return head + blobs[0], len(head)
+        return [head, *blobs], len(head)
 
     def _encode_wishes(
         self, opening: bytes, wishes: tuple[OutputWish, ...], outputs: Mapping[str, Array], peer: Peer
