@@ -26,7 +26,7 @@ from load import WIRES, cost_us, write_model
 
 from salver.server import _loop, app
 from salver.server.engine import served
-from salver.server.frontends.http import _connection
+from salver.server.frontends.http import _reader
 from salver.server.frontends.http2 import connection as http2_connection
 from salver.server.frontends.http2.connection import Http2Connection
 from salver.server.frontends.oip.codec import ModelCodec
@@ -36,7 +36,7 @@ from salver.wire.http2.sender import Sender
 
 
 def undo_heads() -> None:
-    _connection._MAX_CACHED_HEAD_BYTES = 0
+    _reader._MAX_CACHED_HEAD_BYTES = 0
 
 
 def undo_shortcut() -> None:
