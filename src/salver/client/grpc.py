@@ -16,26 +16,14 @@ from salver.client.protocol import Incoming, Operation, Outgoing, Protocol, erro
 from salver.core.arrays import Array
 from salver.core.errors import Code, Internal, InvalidArgument
 from salver.wire import jsonio
+from salver.wire.grpc import GRPC_STATUS
 from salver.wire.protobuf import CONTENTS, varint
 from salver.wire.protos import ProtoSet
 
 _SERVICE: Final = "/inference.GRPCInferenceService/"
 _RAW_TAG: Final = b"\x3a"  # ModelInferRequest.raw_input_contents: field 7, length-delimited
 _MAX_PREFIXES: Final = 64
-_CODES: Final = {
-    1: Code.CANCELLED,
-    3: Code.INVALID_ARGUMENT,
-    4: Code.DEADLINE_EXCEEDED,
-    5: Code.NOT_FOUND,
-    6: Code.ALREADY_EXISTS,
-    7: Code.PERMISSION_DENIED,
-    8: Code.RESOURCE_EXHAUSTED,
-    9: Code.FAILED_PRECONDITION,
-    11: Code.INVALID_ARGUMENT,
-    12: Code.UNIMPLEMENTED,
-    14: Code.UNAVAILABLE,
-    16: Code.UNAUTHENTICATED,
-}
+_CODES: Final = {number: code for code, number in GRPC_STATUS.items()} | {11: Code.INVALID_ARGUMENT}  # OUT_OF_RANGE
 
 
 class GrpcProtocol(Protocol):

@@ -12,12 +12,7 @@ from salver.client.endpoint import Endpoint
 from salver.client.http1 import MAX_ANSWER_BYTES
 from salver.client.protocol import Incoming, Outgoing
 from salver.core.errors import Internal, SalverError, Unavailable
-from salver.wire.http2._hpack import encode_block
-from salver.wire.http2.connection import Connection
-from salver.wire.http2.frames import ErrorCode
-from salver.wire.http2.headers import Head
-from salver.wire.http2.settings import Bounds
-from salver.wire.http2.stream import Data, Stream
+from salver.wire.http2 import Bounds, Connection, Data, ErrorCode, Head, Stream, encode_block
 
 _BOUNDS: Final = Bounds(window_bytes=64 << 20, stream_window_bytes=16 << 20)
 _PREFIX_BYTES: Final = 5

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from salver.core.errors import Code, Internal, InvalidArgument, NotFound, ResourceExhausted, TooLarge
-from salver.server.frontends.grpc.codes import GRPC_STATUS, MAX_MESSAGE_BYTES, encode_message, error_trailers
+from salver.server.frontends.grpc.codes import MAX_MESSAGE_BYTES, encode_message, error_trailers
 from salver.server.frontends.grpc.messages import MessageReader, frame_compressed, frame_message
 from salver.server.frontends.grpc.timeouts import parse_timeout
+from salver.wire.grpc import GRPC_STATUS
 
 
 def test_every_code_has_the_number_that_grpc_gives_it():

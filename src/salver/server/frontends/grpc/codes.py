@@ -1,28 +1,13 @@
-"""gRPC status of every error: one table, and trailers as bytes."""
+"""The status of a call, as trailers in bytes."""
 
 from __future__ import annotations
 
 import math
 from typing import Final
 
-from salver.core.errors import Code, SalverError
+from salver.core.errors import SalverError
+from salver.wire.grpc import GRPC_STATUS
 from salver.wire.http2 import Envelope, encode_block
-
-GRPC_STATUS: Final = {
-    Code.CANCELLED: 1,
-    Code.INVALID_ARGUMENT: 3,
-    Code.DEADLINE_EXCEEDED: 4,
-    Code.NOT_FOUND: 5,
-    Code.ALREADY_EXISTS: 6,
-    Code.PERMISSION_DENIED: 7,
-    Code.RESOURCE_EXHAUSTED: 8,
-    Code.FAILED_PRECONDITION: 9,
-    Code.UNIMPLEMENTED: 12,
-    Code.INTERNAL: 13,
-    Code.UNAVAILABLE: 14,
-    Code.UNAUTHENTICATED: 16,
-}
-"""https://grpc.io/docs/guides/status-codes/"""
 
 MAX_MESSAGE_BYTES: Final = 2000
 """Of ``grpc-message`` before it is percent-encoded: clients refuse trailers of more than 8 KiB."""

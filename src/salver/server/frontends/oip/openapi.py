@@ -55,11 +55,6 @@ def _media(schema: dict[str, Any], example: Any) -> dict[str, Any]:
     return {"schema": schema} if example is None else {"schema": schema, "example": example}
 
 
-def element_schema(spec: TensorSpec) -> dict[str, Any]:
-    """JSON Schema of one element."""
-    return {"type": _ELEMENTS.get(spec.datatype, "integer")}
-
-
 def describe_server() -> dict[str, Any]:
     """The paths that concern no single model."""
     flag = {"type": "object", "properties": {"live": {"type": "boolean"}, "ready": {"type": "boolean"}}}
