@@ -20,14 +20,6 @@ ERRORS: Final[dict[str, Any]] = {
     }
 }
 
-_ELEMENTS: Final = {
-    "BOOL": "boolean",
-    "BYTES": "string",
-    "FP16": "number",
-    "BF16": "number",
-    "FP32": "number",
-    "FP64": "number",
-}
 _SHOWN: Final = 64
 _OBJECT: Final[dict[str, Any]] = {"type": "object"}
 _LABEL: Final[dict[str, Any]] = {
