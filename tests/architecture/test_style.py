@@ -26,6 +26,7 @@ BOUNDARIES = {
     "server/engine/served.py": "the request",
     "server/frontends/grpc/call.py": "the request",
     "server/frontends/http/exchange.py": "the request",
+    "server/processes/channel.py": "another process",
     "testing/oip/clients/harness.py": "a foreign client",
 }
 

@@ -12,9 +12,9 @@ from urllib.parse import unquote
 from google.protobuf.message import DecodeError
 
 from salver.client.messages import Answer, InferCall, read_tensor, read_values
-from salver.client.protocol import Incoming, Operation, Outgoing, Protocol, error_of
+from salver.client.protocol import Incoming, Operation, Outgoing, Protocol
 from salver.core.arrays import Array
-from salver.core.errors import Code, Internal, InvalidArgument
+from salver.core.errors import Code, Internal, InvalidArgument, error_of
 from salver.wire import jsonio
 from salver.wire.grpc import GRPC_STATUS
 from salver.wire.protobuf import CONTENTS, varint

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import msgspec
 
 from salver.client.messages import Answer, InferCall
-from salver.core import errors
-from salver.core.errors import Code, SalverError
 
 Operation = Literal[
     "live", "ready", "model_ready", "server", "model", "config", "statistics", "index", "load", "unload"
@@ -74,24 +72,3 @@ class Protocol(abc.ABC):
     @abc.abstractmethod
     def read(self, operation: Operation, incoming: Incoming) -> Any:
         """Its answer: plain data, named alike in all protocols. ``live``, ``ready`` and ``model_ready`` give a bool."""
-
-
-_BY_CODE: Final[dict[Code, type[SalverError]]] = {
-    Code.INVALID_ARGUMENT: errors.InvalidArgument,
-    Code.NOT_FOUND: errors.NotFound,
-    Code.ALREADY_EXISTS: errors.AlreadyExists,
-    Code.FAILED_PRECONDITION: errors.FailedPrecondition,
-    Code.RESOURCE_EXHAUSTED: errors.ResourceExhausted,
-    Code.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
-    Code.UNAVAILABLE: errors.Unavailable,
-    Code.UNAUTHENTICATED: errors.Unauthenticated,
-    Code.PERMISSION_DENIED: errors.PermissionDenied,
-    Code.UNIMPLEMENTED: errors.Unimplemented,
-    Code.CANCELLED: errors.Cancelled,
-    Code.INTERNAL: errors.Internal,
-}
-
-
-def error_of(code: Code, message: str, retry_after_s: float | None = None) -> SalverError:
-    """The typed error for what a server said."""
-    return _BY_CODE[code](message, retry_after_s=retry_after_s)

@@ -14,9 +14,9 @@ import msgspec
 import numpy as np
 
 from salver.client.messages import Answer, InferCall, Named, read_tensor
-from salver.client.protocol import Incoming, Operation, Outgoing, Protocol, error_of
+from salver.client.protocol import Incoming, Operation, Outgoing, Protocol
 from salver.core.arrays import Array
-from salver.core.errors import Code, Internal, InvalidArgument, TooLarge
+from salver.core.errors import Code, Internal, InvalidArgument, TooLarge, error_of
 from salver.core.tensors import NUMPY_DTYPES
 from salver.wire import jsonio
 from salver.wire.elements import from_json, to_json

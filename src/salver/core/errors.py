@@ -139,6 +139,30 @@ class Internal(SalverError):
     code = Code.INTERNAL
 
 
+_BY_CODE: Final[dict[Code, type[SalverError]]] = {
+    kind.code: kind
+    for kind in (
+        InvalidArgument,
+        NotFound,
+        AlreadyExists,
+        FailedPrecondition,
+        ResourceExhausted,
+        DeadlineExceeded,
+        Unavailable,
+        Unauthenticated,
+        PermissionDenied,
+        Unimplemented,
+        Cancelled,
+        Internal,
+    )
+}
+
+
+def error_of(code: Code, message: str, retry_after_s: float | None = None) -> SalverError:
+    """The typed error for what another process said."""
+    return _BY_CODE[code](message, retry_after_s=retry_after_s)
+
+
 class CorruptArtifact(FailedPrecondition):
     """A bundle or model file is damaged, truncated or altered."""
 

@@ -1,0 +1,1 @@
+"""Several processes as one server: a supervisor that owns the sockets and what must be one, and workers that answer."""
