@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import networks
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from salver.backends import find_backend
 from salver.backends.base import Session
@@ -38,25 +36,8 @@ ROUNDS = 7
 
 
 def make_model(folder: Path) -> Model:
-    rng = np.random.default_rng(0)
-    sizes = (64, 64, 32, 10)
-    nodes, weights, last = [], [], "x"
-    for i, (rows, columns) in enumerate(itertools.pairwise(sizes)):
-        weights.append(numpy_helper.from_array(rng.standard_normal((rows, columns)).astype(np.float32), f"w{i}"))
-        out = "y" if i == 2 else f"h{i}"
-        nodes.append(helper.make_node("MatMul", [last, f"w{i}"], [out if i == 2 else f"m{i}"]))
-        if i < 2:
-            nodes.append(helper.make_node("Relu", [f"m{i}"], [out]))
-        last = out
-    graph = helper.make_graph(
-        nodes,
-        "mlp",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 10])],
-        weights,
-    )
     path = folder / "mlp.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    networks.mlp(path)
     blob = Blob.of(path)
     return Model(format="onnx", signature=find_backend("onnx").describe(blob), blobs=(blob,))
 

@@ -1,4 +1,4 @@
-"""What benchmarks of servers share: a small network, load over sockets, and what a server's processes cost.
+"""What benchmarks of servers share: load over sockets, and what a server's processes cost.
 
 Requests are made once and sent again and again, so that the load costs little beside the server; nothing here depends
 on how Salver reads them. Linux only.
@@ -6,7 +6,6 @@ on how Salver reads them. Linux only.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
@@ -18,9 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import networks
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from salver.wire.http2 import encode_block, frames
 from salver.wire.http2.frames import PREFACE, frame
@@ -28,8 +26,7 @@ from salver.wire.protos import ProtoSet
 
 IN_FLIGHT = 32
 PATIENCE_S = 10.0
-SIZES = (64, 64, 32, 10)
-ROW = np.arange(SIZES[0], dtype=np.float32)[None] / 7
+ROW = np.arange(networks.MLP_SIZES[0], dtype=np.float32)[None] / 7
 """What every request holds."""
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -41,23 +38,6 @@ _WINDOW = 1 << 30
 
 class NoAnswer(Exception):
     """The server answered, but not with what was asked for."""
-
-
-def write_model(path: Path) -> None:
-    """`mlp`: `x` (FP32, 64) to `y` (FP32, 10) through two hidden layers of random weights."""
-    rng, nodes, weights, last = np.random.default_rng(0), [], [], "x"
-    for i, (rows, columns) in enumerate(itertools.pairwise(SIZES), 1):
-        ends = i == len(SIZES) - 1
-        values = rng.normal(0, rows**-0.5, (rows, columns)).astype(np.float32)
-        weights.append(numpy_helper.from_array(values, f"w{i}"))
-        nodes.append(helper.make_node("MatMul", [last, f"w{i}"], ["y" if ends else f"m{i}"]))
-        if not ends:
-            nodes.append(helper.make_node("Relu", [f"m{i}"], [f"h{i}"]))
-        last = f"h{i}"
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", SIZES[0]])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", SIZES[-1]])
-    graph = helper.make_graph(nodes, "mlp", [x], [y], weights)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
 def _stat(process: int | str) -> list[str]:

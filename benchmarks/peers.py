@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import environments
 import grpc
 import load
+import networks
 import numpy as np
 import onnxruntime as ort
 from environments import Command, Process
@@ -190,7 +191,7 @@ def main() -> None:
     found: dict[str, Found] = {name: {} for name in names}
     with tempfile.TemporaryDirectory(prefix="peers-") as folder:
         model = Path(folder) / "mlp.onnx"
-        load.write_model(model)
+        networks.mlp(model)
         expected = ort.InferenceSession(model).run(None, {"x": ROW})[0].ravel()
         for round_ in range(options.rounds):
             for name in names:

@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from load import WIRES, cost_us, write_model
+import networks
+from load import WIRES, cost_us
 
 from salver.server import _loop, app
 from salver.server.engine import served
@@ -174,7 +175,7 @@ def main() -> None:
     names = ["as-it-is", *(name for name in ALL if name in wanted and name != "as-it-is")]
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "mlp.onnx"
-        write_model(model)
+        networks.mlp(model)
         costs: dict[tuple[str, str], list[float]] = {}
         with serving(names, model) as servers:
             for _ in range(options.rounds):
