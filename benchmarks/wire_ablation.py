@@ -27,7 +27,10 @@ from load import WIRES, cost_us
 
 from salver.server import _loop, app
 from salver.server.engine import served
-from salver.server.frontends.http import _reader
+from salver.server.frontends import _oip_rest
+from salver.server.frontends.http import _reader, answers
+from salver.server.frontends.http.guard import Guard
+from salver.server.frontends.http.shared import NO_HEAD
 from salver.server.frontends.http2 import connection as http2_connection
 from salver.server.frontends.http2.connection import Http2Connection
 from salver.server.frontends.oip.codec import ModelCodec
@@ -38,6 +41,19 @@ from salver.wire.http2.sender import Sender
 
 def undo_heads() -> None:
     _reader._MAX_CACHED_HEAD_BYTES = 0
+
+
+def undo_last_head() -> None:
+    _reader.RequestReader._head = property(lambda _: NO_HEAD, lambda *_: None)
+
+
+def undo_open_scopes() -> None:
+    Guard.anonymous = property(lambda _: frozenset(), lambda *_: None)
+
+
+def undo_lines() -> None:
+    for module, name in ((answers, "_end_head"), (_oip_rest, "_binary_fields"), (_oip_rest, "_header_length")):
+        setattr(module, name, getattr(module, name).__wrapped__)
 
 
 def undo_shortcut() -> None:
@@ -102,6 +118,9 @@ HTTP, GRPC = ("JSON", "binary"), ("gRPC",)
 VARIANTS: dict[str, tuple[str, Callable[[], None], tuple[str, ...], tuple[str, ...]]] = {
     "as-it-is": ("everything", lambda: None, (), (*HTTP, *GRPC)),
     "heads": ("request heads seen before are looked up, not parsed", undo_heads, (), HTTP),
+    "last-head": ("a head like the connection's last one is compared, not looked up", undo_last_head, (), HTTP),
+    "open-scopes": ("where everybody may call, callers are not checked", undo_open_scopes, (), (*HTTP, *GRPC)),
+    "lines": ("header lines with lengths are made once per length", undo_lines, (), HTTP),
     "typed-json": ("common JSON and binary requests are decoded in one typed pass", undo_shortcut, (), HTTP),
     "header-blocks": ("HPACK blocks seen before are looked up", undo_blocks, (), GRPC),
     "messages": ("protobuf around the tensor seen before is compared, not parsed", undo_templates, (), GRPC),

@@ -53,8 +53,8 @@ def _packer(code: str, count: int) -> struct.Struct:
     return struct.Struct(f"<{count}{code}")
 
 
-def pack(values: list[Any], datatype: str) -> Array:
-    """A flat array of JSON values of the right type (`JSON_KINDS`).
+def pack(values: list[Any], datatype: str, shape: list[int]) -> Array:
+    """An array of as many JSON values of the right type (`JSON_KINDS`) as its shape holds.
 
     `struct` is as fast as numpy here, and refuses what does not fit where numpy would warn and write infinity.
 
@@ -65,15 +65,15 @@ def pack(values: list[Any], datatype: str) -> Array:
     code = _STRUCT_CODES.get(datatype)
     dtype = NUMPY_DTYPES[datatype]
     if code is not None and count <= _MAX_STRUCT:
-        return np.frombuffer(_packer(code, count).pack(*values), dtype)
+        return np.ndarray(shape, dtype, _packer(code, count).pack(*values))
     if datatype == "BYTES":
         array: Array = np.empty(count, dtype)
         array[:] = values
-        return array
+        return array.reshape(shape)
     with np.errstate(over="raise"):
         if datatype == "BF16":
-            return _fit_bf16(np.fromiter(values, np.float32, count))
-        return np.fromiter(values, dtype, count)
+            return _fit_bf16(np.fromiter(values, np.float32, count)).reshape(shape)
+        return np.fromiter(values, dtype, count).reshape(shape)
 
 
 def from_json(data: Any, datatype: str, shape: list[int], where: str) -> Array:
@@ -114,7 +114,7 @@ def _to_array(values: list[Any], datatype: str, shape: list[int], count: int, wh
     if len(values) != count:
         raise InvalidArgument(f"{where}: got {len(values)} elements, expected {count} for shape {format_shape(shape)}")
     try:
-        return pack(values, datatype).reshape(shape)
+        return pack(values, datatype, shape)
     except (struct.error, OverflowError, FloatingPointError):
         raise _out_of_range(values, datatype, where) from None
 
@@ -128,7 +128,7 @@ def from_bytes(body: bytes, start: int, size: int, datatype: str, shape: list[in
     count = count_of(shape, where)
     dtype = NUMPY_DTYPES[datatype]
     if datatype == "BYTES":
-        return pack(_split_bytes(body[start : start + size], count, where), datatype).reshape(shape)
+        return pack(_split_bytes(body[start : start + size], count, where), datatype, shape)
     expected = count * dtype.itemsize
     if size != expected:
         raise InvalidArgument(
@@ -192,7 +192,7 @@ def to_json(array: Array, datatype: str) -> bytes:
     """The elements, flat and row-major, as a JSON list; NaN and Infinity as tokens."""
     if datatype == "BF16":
         array = from_bf16(array)
-    values = array.reshape(-1).tolist()
+    values = array.ravel().tolist()
     data = jsonio.ENCODER.encode(values)
     if datatype[0] in "FB" and b"null" in data and datatype != "BYTES":
         return json.dumps(values, separators=(",", ":")).encode()

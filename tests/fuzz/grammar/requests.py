@@ -39,7 +39,7 @@ def _values(spec: TensorSpec, count: int) -> list[Any]:
 
 def _blob(spec: TensorSpec, count: int) -> bytes:
     values = _values(spec, count)
-    array = to_bf16(np.array(values, np.float32)) if spec.datatype == "BF16" else pack(values, spec.datatype)
+    array = to_bf16(np.array(values, np.float32)) if spec.datatype == "BF16" else pack(values, spec.datatype, [count])
     return bytes(to_bytes(array, spec.datatype))
 
 

@@ -6,7 +6,6 @@ Source: https://mlflow.org/docs/latest/deployment/deploy-model-locally (``mlflow
 from __future__ import annotations
 
 from collections.abc import Sequence
-from time import perf_counter
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -69,7 +68,7 @@ class MlflowFrontend(Frontend):
         exchange.respond(__version__.encode(), _TEXT)
 
     def _invoke(self, exchange: Exchange) -> None:
-        started_s = perf_counter()
+        started_s = exchange.started_s
         engine, dataplane = self.services.engine, self.services.dataplane
         params = exchange.match.params
         model = engine.find(params[0]) if params else find_only(engine, "/invocations")

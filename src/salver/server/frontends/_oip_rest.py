@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from time import perf_counter
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -33,6 +33,8 @@ _LIVE: Final = b'{"live":true}'
 _READY: Final = b'{"ready":true}'
 _NOBODY: Final = Peer()
 _HEADER_LENGTH: Final = b"inference-header-content-length"
+_MAX_LENGTHS: Final = 256
+"""Lengths of a request's or answer's JSON that are worked out once."""
 
 
 class _Memo:
@@ -143,7 +145,7 @@ class OipRestFrontend(Frontend):
     # Inference
 
     def _infer(self, exchange: Exchange) -> None:
-        started_s = perf_counter()
+        started_s = exchange.started_s
         match = exchange.match
         model = self._engine.find(*match.params)
         memo = match.memo
@@ -165,17 +167,10 @@ class OipRestFrontend(Frontend):
             if header_length is None:
                 exchange.respond(body, JSON)
             else:
-                exchange.respond(body, b"%binference-header-content-length: %d\r\n" % (BINARY, header_length))
+                exchange.respond(body, _binary_fields(header_length))
 
         self._dataplane.infer(
-            exchange,
-            model,
-            decoded.inputs,
-            decoded.rows,
-            encode,
-            started_s,
-            outputs=outputs,
-            parameters=decoded.parameters,
+            exchange, model, decoded.inputs, decoded.rows, encode, started_s, outputs, decoded.parameters
         )
 
     def _remember(self, model: ServedModel) -> _Memo:
@@ -195,6 +190,12 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
     return described
 
 
+@lru_cache(maxsize=_MAX_LENGTHS)
+def _binary_fields(header_length: int) -> bytes:
+    return b"%binference-header-content-length: %d\r\n" % (BINARY, header_length)
+
+
+@lru_cache(maxsize=_MAX_LENGTHS)
 def _header_length(text: bytes) -> int:
     if not text.isdigit() or len(text) > 18:
         shown = text[:50].decode("latin-1")

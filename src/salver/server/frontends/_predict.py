@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from time import perf_counter
 from typing import Any
 from urllib.parse import quote
 
@@ -39,7 +38,7 @@ class PredictFrontend(Frontend):
         return paths
 
     def _predict(self, exchange: Exchange) -> None:
-        started_s = perf_counter()
+        started_s = exchange.started_s
         engine, dataplane = self.services.engine, self.services.dataplane
         params = exchange.match.params
         model = engine.find(params[0]) if params else find_only(engine, "/predict")

@@ -5,7 +5,6 @@ https://www.tensorflow.org/tfx/serving/api_rest; https://kserve.github.io/websit
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from time import perf_counter
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -124,7 +123,7 @@ class TfservingRestFrontend(Frontend):
     # Inference
 
     def _predict(self, exchange: Exchange, named: _Named) -> None:
-        started_s = perf_counter()
+        started_s = exchange.started_s
         match = exchange.match
         model = find_model(self.services.engine, *named(exchange))
         memo = match.memo
@@ -145,7 +144,7 @@ class TfservingRestFrontend(Frontend):
         dataplane.infer(exchange, model, decoded.inputs, decoded.rows, encode, started_s)
 
     def _examples(self, exchange: Exchange, named: _Named, result: Result) -> None:
-        started_s = perf_counter()
+        started_s = exchange.started_s
         model = find_model(self.services.engine, *named(exchange))
         signature = model.signature
         dataplane = self.services.dataplane

@@ -51,7 +51,8 @@ class Access:
 
     def __init__(self, authenticators: Sequence[Authenticator] = (), anonymous: frozenset[Scope] = EVERYTHING) -> None:
         self._authenticators = tuple(authenticators)
-        self._anonymous = NOTHING if authenticators else anonymous
+        self.anonymous = NOTHING if authenticators else anonymous
+        """Scopes that everybody has, so that nobody need be asked."""
 
     def check_access(self, fields: Mapping[bytes, bytes], scope: Scope, peer: Peer) -> None:
         """Refuse a caller who may not.
@@ -64,7 +65,7 @@ class Access:
             Unauthenticated: no credential, or a wrong one.
             PermissionDenied: a right one that lacks the scope, which is named.
         """
-        if scope in self._anonymous:
+        if scope in self.anonymous:
             return
         if not self._authenticators:
             raise PermissionDenied(

@@ -4,6 +4,7 @@ merge key, cancellation and metrics. A frontend decodes before it and encodes af
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import monotonic, perf_counter
 from typing import Any, Final, Protocol
 
@@ -60,7 +61,6 @@ class Dataplane:
         rows: int,
         encode: Encode,
         started_s: float,
-        *,
         outputs: tuple[str, ...] | None = None,
         parameters: Mapping[str, Any] | None = None,
         deadline_s: float | None = None,
@@ -79,13 +79,15 @@ class Dataplane:
             SalverError: it was refused; the request has been counted, and the caller's boundary answers it.
         """
         inference = _Inference(reply, model, encode, self.metrics, started_s)
-        request = InferRequest(inputs, rows, inference.done, outputs=outputs, deadline_s=deadline_s)
+        request = InferRequest(inputs, rows, inference.done)
+        request.deadline_s = deadline_s
         if outputs is not None or model.ragged:
+            request.outputs = outputs
             request.key = merge_key(inputs, outputs, model.signature)
         try:
             if parameters:
                 _apply(request, parameters)
-            reply.cancel = lambda: self._give_up(model, request, started_s)
+            reply.cancel = partial(self._give_up, model, request, started_s)
             self.engine.submit(model, request)
         except SalverError as error:
             self.refuse(model, error, started_s)

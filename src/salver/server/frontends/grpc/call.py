@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final, Protocol, TypeVarTuple
+from typing import Final, Protocol, TypeVar
 
 from salver.core.errors import Internal, SalverError
 from salver.server.frontends.access import Peer
 
-Args = TypeVarTuple("Args")
+Argument = TypeVar("Argument")
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -106,11 +106,11 @@ class Call:
             self.cancel = None
             self._writer.finish(self, error)
 
-    def attempt(self, step: Callable[[*Args], None], *args: *Args) -> None:
+    def attempt(self, step: Callable[[Argument], None], argument: Argument) -> None:
         """Run a step of answering: the boundary at which any error becomes the status. A defect is logged with its
         traceback and answered with INTERNAL, without."""
         try:
-            step(*args)
+            step(argument)
         except SalverError as error:
             self.fail(error)
         except Exception:  # noqa: BLE001  # the request boundary

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Callable
+from time import perf_counter
 from typing import Any, Final, cast
 
 from salver.core.errors import SalverError, Unavailable
@@ -105,7 +107,7 @@ class Connection(RequestReader, asyncio.Protocol):
                 return
             self._first = None
         self._read(data)
-        if self._pending:
+        if len(self._pending) >= MAX_PIPELINED:
             self._pace()
 
     def _parse(self, data: bytes) -> None:
@@ -132,14 +134,14 @@ class Connection(RequestReader, asyncio.Protocol):
         self._pending.append(exchange)
         exchange.fail(error)
 
-    def _take(self, exchange: Exchange) -> None:
+    def _take(self, exchange: Exchange, step: Callable[[Exchange], None]) -> None:
         """Hand a request to its handler, or keep it where the connection has enough in flight: one read may hold
         thousands, whose answers would be made, and kept in memory, faster than they are read."""
         self._pending.append(exchange)
         if len(self._pending) > MAX_PIPELINED or self._waiting:
             self._waiting.append(exchange)
         else:
-            exchange.attempt(self._handle, exchange)
+            exchange.attempt(step, exchange)
 
     def _room(self) -> int:
         """How many more requests may be with handlers."""
@@ -206,16 +208,18 @@ class Connection(RequestReader, asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
-        pending = self._pending
+        pending, host = self._pending, self._host
         out: list[bytes | memoryview] = []
         last = False
-        while pending and pending[0].answer is not None and not last:
+        while pending and not last:
             exchange = pending[0]
+            if exchange.answer is None:
+                break
             self._queued_bytes = 0
-            last = exchange.close or (self._host.draining and len(pending) == 1 and not self._partial)
+            last = exchange.close or (host.draining and len(pending) == 1 and not self._partial)
             if exchange.chunks is None:
-                write_answer(exchange, last, self._host.date_line, out)
-            elif not write_chunks(exchange, last or exchange.is_old, self._host.date_line, out):
+                write_answer(exchange, last, host.date_line, out)
+            elif not write_chunks(exchange, last or exchange.is_old, host.date_line, out):
                 last = False
                 break
             else:
@@ -231,7 +235,7 @@ class Connection(RequestReader, asyncio.Protocol):
         if last:
             self._shut(transport)
         elif not pending and not self._partial:
-            self._since_s = self._time()
+            self._since_s = 0.0
         if self._waiting and not (self._advance_due or last or self._writes_paused_since_s or self._room() < 1):
             self._advance_due = True
             asyncio.get_running_loop().call_soon(self._advance)
@@ -242,7 +246,7 @@ class Connection(RequestReader, asyncio.Protocol):
 
     def _refuse(self, error: SalverError) -> None:
         """Answer with an error, after the answers that come first, and listen no more."""
-        exchange = Exchange(self, b"", self._target, NO_MATCH, {}, b"", self._time())
+        exchange = Exchange(self, b"", self._target, NO_MATCH, {}, b"", perf_counter())
         exchange.close = True
         self._deaf = True
         self._partial = False
@@ -293,8 +297,10 @@ class Connection(RequestReader, asyncio.Protocol):
             if now_s - self._since_s > patience_s + self._body_bytes / MIN_BODY_BYTES_S:
                 self._host.limit_hit("idle_timeout_s")
                 self._refuse(HttpError(408, f"the request did not arrive in time (idle_timeout_s is {patience_s:g})"))
-        elif not self._pending and now_s - self._since_s > patience_s:
-            self.close()
+        elif not self._pending:
+            self._since_s = self._since_s or now_s
+            if now_s - self._since_s > patience_s:
+                self.close()
 
     def drain(self) -> None:
         """The next answer says that it is the last."""

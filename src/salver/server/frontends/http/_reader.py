@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
+from time import perf_counter
 from typing import Any, Final
 
 import httptools
@@ -14,7 +16,7 @@ from salver.server.frontends.http.admission import admit, check_caller, check_me
 from salver.server.frontends.http.answers import SMALL_BODY_BYTES
 from salver.server.frontends.http.exchange import NO_MATCH, Exchange, Match
 from salver.server.frontends.http.headers import known_name
-from salver.server.frontends.http.shared import Head, Host
+from salver.server.frontends.http.shared import NO_HEAD, Head, Host
 
 MAX_TARGET_BYTES: Final = 8192
 
@@ -54,15 +56,20 @@ class RequestReader(abc.ABC):
         self._parser = httptools.HttpRequestParser(self)
         self._deaf = False
         self._continue_due = False
-        self._since_s = 0.0  # the last answer written, or the first byte of the request being read
+        self._since_s = 0.0  # the first byte of the request being read, or the first `check` since the last answer
         self._partial = False
         self._exchanges = 0
+        self._head = NO_HEAD  # the one before, which most clients send again
         self._held_bytes = 0
         self._begin()
 
     @abc.abstractmethod
-    def _take(self, exchange: Exchange) -> None:
-        """A request is complete."""
+    def _take(self, exchange: Exchange, step: Callable[[Exchange], None]) -> None:
+        """A request is complete; the step answers it."""
+
+    @abc.abstractmethod
+    def _handle(self, exchange: Exchange) -> None:
+        """Answer a request whatever its head says, once its caller was checked."""
 
     @abc.abstractmethod
     def _take_refused(self, exchange: Exchange, error: SalverError) -> None:
@@ -105,30 +112,38 @@ class RequestReader(abc.ABC):
         if self._partial:
             self._parse(data)
             return
-        end = data.find(b"\r\n\r\n", 0, _MAX_CACHED_HEAD_BYTES) + 4
-        head = self._host.heads.get(data[:end])
-        if head is not None and len(data) == end + head.length:
-            self._exchanges += 1
-            exchange = Exchange(self, head.method, head.target, head.match, head.fields, data[end:], self._time())
-            exchange.is_old = head.is_old
-            self._take(exchange)
-            return
+        head = self._head
+        if len(data) != head.size or not data.startswith(head.raw):
+            end = data.find(b"\r\n\r\n", 0, _MAX_CACHED_HEAD_BYTES) + 4
+            found = self._host.heads.get(data[:end])
+            if found is None or len(data) != found.size:
+                self._read_new(data, end)
+                return
+            self._head = head = found
+        body = data[len(head.raw) :]
+        exchange = Exchange(self, head.method, head.target, head.match, head.fields, body, perf_counter())
+        self._take(exchange, head.handler or self._handle)
+
+    def _read_new(self, data: bytes, end: int) -> None:
+        """Parse what came, and keep the head of a request that came whole, and alone."""
         exchanges = self._exchanges
         self._parse(data)
         if end > 3 and self._exchanges == exchanges + 1 and not self._partial and not self._deaf:
-            self._remember(data[:end], len(data) - end)
+            self._remember(data[:end], len(data))
 
-    def _remember(self, head: bytes, length: int) -> None:
-        """Keep the head of a request that was read whole, alone, in one read: it means the same the next time."""
-        if self._refusal is not None or not _NOT_CACHED.isdisjoint(self._fields):
+    def _remember(self, raw: bytes, size: int) -> None:
+        fields = self._fields
+        if self._refusal is not None or not _NOT_CACHED.isdisjoint(fields):
             return
-        if int(self._fields.get(b"content-length", b"0")) != length:
+        if int(fields.get(b"content-length", b"0")) != size - len(raw):
             return
         heads = self._host.heads
         if len(heads) >= _MAX_CACHED_HEADS:
             heads.clear()
-        is_old = self._parser.get_http_version() == "1.0"
-        heads[head] = Head(self._method(), self._target, self._match, self._fields, length, is_old)
+        method, match = self._method(), self._match
+        is_open = match.scopes.get(method, "open") in self._host.guard.anonymous
+        handler = match.handlers.get(method) if is_open else None
+        heads[raw] = Head(raw, size, method, self._target, match, fields, handler)
 
     def _parse(self, data: bytes) -> None:
         exchanges = self._exchanges
@@ -234,14 +249,14 @@ class RequestReader(abc.ABC):
         parts = self._let_go()
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         exchange = Exchange(
-            self, self._method(), self._target, self._match, self._fields, body, self._time(), self._extra
+            self, self._method(), self._target, self._match, self._fields, body, perf_counter(), self._extra
         )
         exchange.is_old = self._parser.get_http_version() == "1.0"
         if self._parser.should_upgrade() or not self._parser.should_keep_alive():
             exchange.close = True
             self._deaf = True
         if self._refusal is None:
-            self._take(exchange)
+            self._take(exchange, self._handle)
         else:
             self._take_refused(exchange, self._refusal)
 

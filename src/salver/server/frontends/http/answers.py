@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from salver.server.frontends.codes import STATUS_LINES
@@ -15,6 +16,11 @@ SMALL_BODY_BYTES: Final = 65536
 _CLOSE: Final = b"connection: close\r\n"
 _KEEP_ALIVE: Final = b"connection: keep-alive\r\n"  # what HTTP/1.0 does not take for granted
 _HAVE_BODIES: Final = frozenset({b"GET", b"POST"})
+
+
+@lru_cache(maxsize=MIN_COMPRESS_BYTES)
+def _end_head(size: int) -> bytes:
+    return b"content-length: %d\r\n\r\n" % size
 
 
 def write_answer(exchange: Exchange, last: bool, date_line: bytes, out: list[bytes | memoryview]) -> None:
@@ -32,8 +38,8 @@ def write_answer(exchange: Exchange, last: bool, date_line: bytes, out: list[byt
     elif exchange.is_old:
         extra += _KEEP_ALIVE
     line = STATUS_LINES[exchange.status]
-    if type(body) is bytes and len(body) < MIN_COMPRESS_BYTES and exchange.method in _HAVE_BODIES and body:
-        out.append(b"%b%b%b%bcontent-length: %d\r\n\r\n%b" % (line, date_line, fields, extra, len(body), body))
+    if type(body) is bytes and 0 < len(body) < MIN_COMPRESS_BYTES and exchange.method in _HAVE_BODIES:
+        out.append(b"".join((line, date_line, fields, extra, _end_head(len(body)), body)))
         return
     pieces, size, coded = compress_body(exchange)
     head = line + date_line + fields + extra + coded

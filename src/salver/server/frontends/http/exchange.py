@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Final, Protocol, TypeVarTuple
+from typing import Any, Final, Protocol, TypeVar
 
 from salver.core.errors import Internal, SalverError, TooLarge
 from salver.server.frontends.access import Peer, Scope
@@ -16,7 +16,7 @@ BINARY: Final = b"content-type: application/octet-stream\r\n"
 Body = bytes | list[bytes | memoryview]
 """A whole body, or its pieces in order."""
 
-Args = TypeVarTuple("Args")
+Argument = TypeVar("Argument")
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -76,7 +76,7 @@ class Exchange:
         match: what the path leads to.
         fields: the header fields the server knows (`headers.KNOWN`), by lower-case name.
         body: the whole body, content coding undone.
-        started_s: ``loop.time()`` when the last byte was read.
+        started_s: `time.perf_counter()` when the last byte was read.
         extra: header lines that the connection adds to the answer.
     """
 
@@ -183,11 +183,11 @@ class Exchange:
         status = status_of(error)
         self.respond(error_body(error), JSON + error_fields(error, status), status, error.code.value)
 
-    def attempt(self, step: Callable[[*Args], None], *args: *Args) -> None:
+    def attempt(self, step: Callable[[Argument], None], argument: Argument) -> None:
         """Run a step of answering: the boundary at which any error becomes the answer. A defect is logged with its
         traceback, answered with 500 and without, and the connection lives."""
         try:
-            step(*args)
+            step(argument)
         except SalverError as error:
             self.fail(error)
         except Exception:  # noqa: BLE001  # the request boundary

@@ -63,7 +63,9 @@ class Guard:
         cors_origins: Sequence[str],
         access: Access | None = None,
     ) -> None:
-        self.check_access = (access or Access()).check_access
+        access = access or Access()
+        self.check_access = access.check_access
+        self.anonymous = access.anonymous
         self._loopback = loopback
         self._trusted = {h.lower() for h in trusted_hosts}
         self._origins = {o.lower().rstrip("/") for o in cors_origins}

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from salver.core.errors import ResourceExhausted
-from salver.server.frontends.http.exchange import Match
+from salver.server.frontends.http.exchange import NO_MATCH, Exchange, Match
 from salver.server.frontends.http.guard import Guard
 from salver.server.frontends.http.router import Router
 
@@ -57,19 +57,37 @@ class Intake:
 
 
 class Head:
-    """A request head that was parsed before, byte for byte the same."""
+    """A request head that was parsed before, and means the same when it comes again, byte for byte.
 
-    __slots__ = ("fields", "is_old", "length", "match", "method", "target")
+    Args:
+        raw: its bytes.
+        size: of the whole request, its body included.
+        handler: whom the request goes to; None where its caller is to be checked every time.
+    """
+
+    __slots__ = ("fields", "handler", "match", "method", "raw", "size", "target")
 
     def __init__(
-        self, method: bytes, target: bytes, match: Match, fields: dict[bytes, bytes], length: int, is_old: bool
+        self,
+        raw: bytes,
+        size: int,
+        method: bytes,
+        target: bytes,
+        match: Match,
+        fields: dict[bytes, bytes],
+        handler: Callable[[Exchange], None] | None,
     ) -> None:
+        self.raw = raw
+        self.size = size
         self.method = method
         self.target = target
         self.match = match
         self.fields = fields
-        self.length = length
-        self.is_old = is_old
+        self.handler = handler
+
+
+NO_HEAD: Final = Head(b"", -1, b"", b"", NO_MATCH, {}, None)
+"""Of no request."""
 
 
 class ServedConnection(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from salver.core.errors import ResourceExhausted, SalverError, TooLarge
@@ -102,8 +103,8 @@ class HttpStream:
 
     def _exchange(self, body: bytes) -> Exchange:
         plan = self._plan
-        time_s = self._connection.time()
-        self.exchange = Exchange(self, plan.method, plan.target, plan.match, plan.fields, body, time_s, plan.extra)
+        now_s = perf_counter()
+        self.exchange = Exchange(self, plan.method, plan.target, plan.match, plan.fields, body, now_s, plan.extra)
         return self.exchange
 
     # The request

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Final
 
@@ -49,12 +50,14 @@ class _UnknownCoding(Unimplemented):
 class Plan:
     """What the header list of a call decides; kept with it."""
 
-    __slots__ = ("answer_coding", "coding", "error", "metadata", "method", "path", "timeout_s")
+    __slots__ = ("answer_coding", "coding", "error", "is_open", "metadata", "method", "path", "timeout_s")
 
     def __init__(self, head: Head, connection: Http2Connection) -> None:
         self.metadata = head.mapping
         self.path = self.metadata[b":path"]
         self.method = connection.methods.get(self.path, _NOWHERE)
+        self.is_open = self.method.scope in connection.guard.anonymous
+        """Whether everybody may call it, so that callers need not be checked."""
         self.coding = self.metadata.get(b"grpc-encoding", b"identity")
         accepted = {name.strip() for name in self.metadata.get(b"grpc-accept-encoding", b"").split(b",")}
         self.answer_coding = self.coding if self.coding in CODINGS & accepted else b""
@@ -101,7 +104,7 @@ class StreamCall(Call):
         plan = self._plan
         connection = self._connection
         error = plan.error
-        if error is None:
+        if error is None and not plan.is_open:
             try:
                 connection.guard.check_access(plan.metadata, plan.method.scope, connection.peer)
             except SalverError as refusal:
@@ -128,13 +131,13 @@ class StreamCall(Call):
                 self.started_s = perf_counter()
                 self.attempt(self._plan.method.handle, self)
                 return
-        self.attempt(self._take, data, end)
+        self.attempt(partial(self._take, end), data)
 
     def on_headers(self, stream: Stream, head: Head, end: bool) -> None:
         """Trailers of the request, which mean nothing but its end."""
         self.on_data(stream, b"", True)
 
-    def _take(self, data: Data, end: bool) -> None:
+    def _take(self, end: bool, data: Data) -> None:
         incoming = self._receive(data)
         reader = incoming.reader
         expected = reader.expected()

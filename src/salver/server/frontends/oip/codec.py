@@ -159,7 +159,7 @@ class ModelCodec(OipModel):
             shape = [d if isinstance(d, int) else 1 for d in dims]
             if width != 1:
                 raise InvalidArgument(f"{where}: a raw request carries one string, expected {width}")
-            array = pack([decode_text(body, 0, where)], "BYTES").reshape(shape)
+            array = pack([decode_text(body, 0, where)], "BYTES", shape)
         else:
             step = width * spec.dtype.itemsize
             if len(fixed) < len(dims) and step and len(body) % step:
@@ -186,22 +186,23 @@ class ModelCodec(OipModel):
             return self._encode_binary(outputs)
         if decoded.wishes is not None:
             return self._encode_wishes(opening, decoded.wishes, outputs, peer)
-        parts = []
+        pieces = [opening, b'"outputs":[']
         for spec in self.signature.outputs:
             array = outputs[spec.name]
-            parts.append(b'%b,"data":%b}' % (self._prefix(spec, array.shape), to_json(array, spec.datatype)))
-        return b'%b"outputs":[%b]}' % (opening, parts[0] if len(parts) == 1 else b",".join(parts)), None
+            pieces += (self._prefix(spec, array.shape), b',"data":', to_json(array, spec.datatype), b"},")
+        pieces[-1] = b"}]}"
+        return b"".join(pieces), None
 
     def _encode_binary(self, outputs: Mapping[str, Array]) -> tuple[Body, int | None]:
         """All outputs as bytes, and nothing else to say: the JSON follows from their shapes and sizes."""
-        blobs: list[bytes | memoryview] = []
-        key: list[tuple[tuple[int, ...], int]] = []
+        pieces: list[bytes | memoryview] = [b""]
+        key: tuple[tuple[tuple[int, ...], int], ...] = ()
         for spec in self.signature.outputs:
             array = outputs[spec.name]
             blob = to_bytes(array, spec.datatype)
-            blobs.append(blob)
-            key.append((array.shape, len(blob)))
-        head = self._binary_heads.get(tuple(key))
+            pieces.append(blob)
+            key += ((array.shape, len(blob)),)
+        head = self._binary_heads.get(key)
         if head is None:
             parts = [
                 b'%b,"parameters":{"binary_data_size":%d}}' % (self._prefix(spec, shape), size)
@@ -209,10 +210,11 @@ class ModelCodec(OipModel):
             ]
             if len(self._binary_heads) >= _MAX_PREFIXES:
                 self._binary_heads.clear()
-            head = self._binary_heads[tuple(key)] = b'%b"outputs":[%b]}' % (self._opening, b",".join(parts))
-        if len(blobs) == 1 and len(blobs[0]) < _SMALL_BYTES:
-            return head + blobs[0], len(head)
-        return [head, *blobs], len(head)
+            head = self._binary_heads[key] = b'%b"outputs":[%b]}' % (self._opening, b",".join(parts))
+        pieces[0] = head
+        if len(pieces) == 2 and len(pieces[1]) < _SMALL_BYTES:
+            return b"".join(pieces), len(head)
+        return pieces, len(head)
 
     def _encode_wishes(
         self, opening: bytes, wishes: tuple[OutputWish, ...], outputs: Mapping[str, Array], peer: Peer

@@ -5,8 +5,9 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter
-from typing import Final, TypeVarTuple
+from typing import Final, TypeVar
 
 from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, SalverError
@@ -28,7 +29,7 @@ _InferResponse: Final = OIP.message("inference.ModelInferResponse")
 _FINAL: Final = {"triton_final_response": {"bool_param": True}}
 _FINAL_BYTES: Final = _InferResponse(parameters=_FINAL).SerializeToString()
 
-Args = TypeVarTuple("Args")
+Argument = TypeVar("Argument")
 Send = Callable[[bytes], None]
 _Read = tuple[ServedModel, GrpcCodec, dict[str, Array], GrpcPlan, str]
 
@@ -80,15 +81,7 @@ class InferMethods:
             send(codec.encode(plan, id, outputs, peer))
 
         self._dataplane.infer(
-            reply,
-            model,
-            inputs,
-            plan.rows,
-            encode,
-            started_s,
-            outputs=plan.outputs,
-            parameters=plan.parameters,
-            deadline_s=call.deadline_s,
+            reply, model, inputs, plan.rows, encode, started_s, plan.outputs, plan.parameters, call.deadline_s
         )
 
     def _read(self, message: bytes, call: Call, started_s: float) -> _Read:
@@ -149,7 +142,10 @@ class _Stream:
             return
         reply = _StreamReply(self, message)
         self._open.append(reply)
-        reply.attempt(self.methods.submit, reply, message, self.call, reply.send, perf_counter())
+        reply.attempt(self._submit, reply)
+
+    def _submit(self, reply: _StreamReply) -> None:
+        self.methods.submit(reply, reply.message, self.call, reply.send, perf_counter())
 
     def end(self) -> None:
         """The client will send no more."""
@@ -178,11 +174,11 @@ class _Stream:
 class _StreamReply:
     """The answer to one request of a stream."""
 
-    __slots__ = ("_message", "_stream", "cancel", "code", "response")
+    __slots__ = ("_stream", "cancel", "code", "message", "response")
 
     def __init__(self, stream: _Stream, message: bytes) -> None:
         self._stream = stream
-        self._message = message
+        self.message = message
         self.cancel: Callable[[], None] | None = None
         self.code = ""
         self.response: bytes | None = None
@@ -198,7 +194,7 @@ class _StreamReply:
             return
         named = {}
         try:
-            request = self._stream.methods.parse(self._message)
+            request = self._stream.methods.parse(self.message)
         except InvalidArgument:
             pass
         else:
@@ -207,16 +203,16 @@ class _StreamReply:
         answer = _StreamResponse(error_message=message, infer_response={**named, "parameters": _FINAL})
         self._finish(error.code.value, answer.SerializeToString())
 
-    def attempt(self, step: Callable[[*Args], None], *args: *Args) -> None:
+    def attempt(self, step: Callable[[Argument], None], argument: Argument) -> None:
         """Run a step of answering; an error it raises becomes the answer, and a defect ends the stream."""
         call = self._stream.call
-        call.attempt(self._try, step, *args)
+        call.attempt(partial(self._try, step), argument)
         if call.code:
             self._stream.cancel()
 
-    def _try(self, step: Callable[[*Args], None], *args: *Args) -> None:
+    def _try(self, step: Callable[[Argument], None], argument: Argument) -> None:
         try:
-            step(*args)
+            step(argument)
         except SalverError as error:
             self.fail(error)
 
@@ -231,6 +227,6 @@ class _StreamReply:
         if not self.code:
             self.code = code
             self.cancel = None
-            self._message = b""
+            self.message = b""
             self.response = response
             self._stream.flush()

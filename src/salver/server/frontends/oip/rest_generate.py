@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from time import perf_counter
 from typing import Any, Final
 
 from salver.core.arrays import Array
@@ -38,7 +37,7 @@ class GenerateRoutes:
         )
 
     def _generate(self, answer: Callable[[Exchange, bytes], None], exchange: Exchange) -> None:
-        started_s = perf_counter()
+        started_s = exchange.started_s
         dataplane = self._services.dataplane
         model = self._services.engine.find(*exchange.match.params)
         try:

@@ -44,6 +44,7 @@ _FAST: Final[dict[type, msgspec.json.Decoder[Any]]] = {
 _HEAD: Final = msgspec.json.Decoder(HeadRequest)
 _MAX_KNOWN: Final = 64
 _MAX_KNOWN_BYTES: Final = 1024
+_SMALL_BYTES: Final = 4096
 _BINARY_OUTPUT: Final = {"binary_data_output": True}
 UNSURE: Final = (
     msgspec.DecodeError,
@@ -64,8 +65,7 @@ def asks_only_for_bytes(parameters: Parameters) -> bool:
 class _Known(NamedTuple):
     """What the JSON of a binary request said, which says the same whenever it comes again."""
 
-    shape: list[int]
-    elements: int
+    shape: tuple[int, ...]
     size: int
     wishes: tuple[OutputWish, ...] | None
     id: str | int | None
@@ -136,14 +136,14 @@ class Shortcut:
         if header_length is None:
             if tensor.parameters is not None or len(tensor.data) != count:
                 return None
-            array = pack(tensor.data, self._datatype)
+            array = pack(tensor.data, self._datatype, shape)
             wishes, parameters = self._read_wishes(request, body)
-            return Decoded({self._name: array.reshape(shape)}, shape[0], wishes, request.id, parameters)
+            return Decoded({self._name: array}, shape[0], wishes, request.id, parameters)
         size = count * self._dtype.itemsize
         if tensor.parameters != {"binary_data_size": size} or len(body) != header_length + size:
             return None
         wishes, parameters = self._read_wishes(request, head)
-        known = _Known(shape, count, size, wishes, request.id, parameters)
+        known = _Known(tuple(shape), size, wishes, request.id, parameters)
         if header_length <= _MAX_KNOWN_BYTES:
             if len(self._known) >= _MAX_KNOWN:
                 self._known.clear()
@@ -161,8 +161,10 @@ class Shortcut:
         return self._wishes(request.outputs, parameters, False), parameters
 
     def _fill(self, known: _Known, body: bytes, start: int) -> Decoded:
-        array: Array = np.frombuffer(body, self._dtype, known.elements, start)
-        if not array.flags.aligned:
-            array = array.copy()
-        inputs = {self._name: array.reshape(known.shape)}
-        return Decoded(inputs, known.shape[0], known.wishes, known.id, known.parameters)
+        shape, size, wishes, id, parameters = known
+        array: Array
+        if size > _SMALL_BYTES and not start % self._dtype.alignment:
+            array = np.ndarray(shape, self._dtype, body, start)
+        else:  # a slice is aligned, and a small one costs less than asking
+            array = np.ndarray(shape, self._dtype, body[start:])
+        return Decoded({self._name: array}, shape[0], wishes, id, parameters)

@@ -82,7 +82,7 @@ class Shortcut:
                 if len(row) != size:
                     return None
             values = values[0] if len(values) == 1 else list(chain.from_iterable(values))
-        array = pack(values, self._datatype).reshape((rows, *self._tail))
+        array = pack(values, self._datatype, [rows, *self._tail])
         return Decoded({self._name: array}, rows, rows if by_rows else None)
 
 

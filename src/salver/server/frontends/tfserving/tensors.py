@@ -73,7 +73,7 @@ def to_array(tensor: Any, spec: TensorSpec, max_bytes: int) -> Array:
     if not content:
         return _from_values(tensor, datatype, shape, max_bytes, where)
     if datatype == "BYTES":
-        return pack(_split_strings(content, count_of(shape, where), where), datatype).reshape(shape)
+        return pack(_split_strings(content, count_of(shape, where), where), datatype, shape)
     return from_bytes(content, 0, len(content), datatype, shape, where)
 
 
