@@ -2,7 +2,7 @@
 # Each works on a fresh machine that has Python 3.11 or newer and make. ARGS="..." is handed on;
 # PYTHON=python3.12 chooses the interpreter of a new .venv.
 
-.PHONY: help run test check bench docs protos matrix clients proxies peers fuzz coverage clean
+.PHONY: help run test check bench soak docs protos matrix clients proxies peers fuzz coverage clean
 .DEFAULT_GOAL := help
 
 VENV ?= .venv
@@ -39,6 +39,10 @@ BENCHMARKS := "certify.py digits" "certify.py magika" codec_cost.py grpc_codec_c
 bench: $(STAMPS)/installed $(STAMPS)/test
 	@for line in $(if $(ARGS),"$(ARGS)",$(BENCHMARKS)); do \
 		echo "python benchmarks/$$line"; $(BIN)/python benchmarks/$$line || exit 1; done
+
+# Half an hour of mixed traffic, rough clients, faults and swaps; the record goes to build/soak. See docs/reliability.md.
+soak: $(STAMPS)/installed $(STAMPS)/test
+	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 # Write the generated pages again, then try every link and example.
 docs: $(STAMPS)/installed $(STAMPS)/test

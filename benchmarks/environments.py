@@ -15,16 +15,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import distributions
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / "build" / "peers"
+_RUNTIME = f"onnxruntime=={installed_version('onnxruntime')}"  # peers run what we run
 # uvloop: with a newer one MLServer 1.7.1 does not start its workers. numpy: Triton's stub was made for numpy 1.
 PACKAGES = {
-    "triton": ("nvidia-pytriton", "numpy<2", "onnxruntime"),
-    "mlserver": ("mlserver", "uvloop<0.22", "onnxruntime"),
-    "fastapi": ("fastapi", "uvicorn[standard]", "orjson", "onnxruntime"),
+    "triton": ("nvidia-pytriton", "numpy<2", _RUNTIME),
+    "mlserver": ("mlserver", "uvloop<0.22", _RUNTIME),
+    "fastapi": ("fastapi", "uvicorn[standard]", "orjson", _RUNTIME),
+    "bentoml": ("bentoml", _RUNTIME),
 }
 
 

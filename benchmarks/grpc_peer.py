@@ -1,4 +1,4 @@
-"""A peer of `peers.py`: a handler on grpcio's asyncio server with uvloop, without validation, batching or metrics.
+"""A peer: a handler on grpcio's asyncio server with uvloop, without validation, batching or metrics.
 
 BENCH_MODEL=mlp.onnx python benchmarks/grpc_peer.py PORT
 """
@@ -21,10 +21,10 @@ Request, Response = (protos.message(f"inference.ModelInfer{name}") for name in (
 
 async def infer(request: Any, _context: Any) -> Any:
     """ModelInfer, as far as the benchmark's one request needs it."""
-    x = np.frombuffer(request.raw_input_contents[0], np.float32).reshape(request.inputs[0].shape)
+    x = np.frombuffer(request.raw_input_contents[0], peer_session.DTYPE).reshape(request.inputs[0].shape)
     y = peer_session.infer(x)
-    answer = Response(model_name="mlp", raw_output_contents=[y.tobytes()])
-    answer.outputs.add(name="y", datatype="FP32", shape=y.shape)
+    answer = Response(model_name=request.model_name, raw_output_contents=[y.tobytes()])
+    answer.outputs.add(name=peer_session.OUTPUT, datatype="FP32", shape=y.shape)
     return answer
 
 

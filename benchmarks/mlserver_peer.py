@@ -1,4 +1,4 @@
-"""A peer of `peers.py`: the network in MLServer, by a runtime of a few lines."""
+"""A peer: the network in MLServer, by a runtime of a few lines."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ class Model(MLModel):
     """What MLServer calls."""
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """`y` of the request's rows."""
+        """The output of the request's rows."""
         y = peer_session.infer(NumpyCodec.decode_input(payload.inputs[0]))
-        return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("y", y)])
+        return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output(peer_session.OUTPUT, y)])

@@ -14,8 +14,6 @@ Linux only.
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import statistics
 import sys
 import tempfile
@@ -30,29 +28,13 @@ import load
 import networks
 import numpy as np
 import onnxruntime as ort
+import servers
 from environments import Command, Process
 from load import ROW, WIRES, Load, NoAnswer
+from servers import Batching, Place
 
-from salver import __version__
-
-HERE = Path(__file__).resolve().parent
 START_LIMIT_S = 120.0
 WARM_S = 0.5
-TRITON = """
-name: "mlp" backend: "python" max_batch_size: 32
-input [{ name: "x" data_type: TYPE_FP32 dims: [64] }]
-output [{ name: "y" data_type: TYPE_FP32 dims: [10] }]
-instance_group [{ count: 1 kind: KIND_CPU }]
-"""
-
-
-class Place(NamedTuple):
-    """Where a server is set up."""
-
-    folder: Path
-    model: Path
-    http: int
-    grpc: int
 
 
 class Peer(NamedTuple):
@@ -64,48 +46,18 @@ class Peer(NamedTuple):
     environment: str = ""
 
 
-def salver(place: Place) -> Command:
-    line = [sys.executable, "-m", "salver", "serve", str(place.model), "--name", "mlp"]
-    return Command([*line, "--http", f"127.0.0.1:{place.http}", "--grpc", f"127.0.0.1:{place.grpc}"], {})
-
-
-def triton(place: Place, batching: str = "") -> Command:
-    folder = place.folder / "models" / "mlp"
-    (folder / "1").mkdir(parents=True)
-    (folder / "config.pbtxt").write_text(TRITON + batching, encoding="utf-8")
-    shutil.copy(HERE / "triton_peer.py", folder / "1" / "model.py")
-    return environments.triton(place.folder, place.http, place.grpc)
-
-
 def triton_batching(place: Place) -> Command:
-    return triton(place, "dynamic_batching { max_queue_delay_microseconds: 2000 }\n")
-
-
-def fastapi(place: Place) -> Command:
-    line = [str(environments.peer("fastapi")), "-m", "uvicorn", "fastapi_peer:app", "--port", str(place.http)]
-    return Command(
-        [*line, *["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]], {}
-    )
-
-
-def grpc_aio(place: Place) -> Command:
-    return Command([sys.executable, str(HERE / "grpc_peer.py"), str(place.grpc)], {})
-
-
-def mlserver(place: Place) -> Command:
-    settings = {"name": "mlp", "implementation": "mlserver_peer.Model"}
-    (place.folder / "model-settings.json").write_text(json.dumps(settings), encoding="utf-8")
-    return environments.mlserver(place.folder, place.http, place.grpc)
+    return servers.triton(place, Batching(32, 1.0, wait_s=0.002))
 
 
 ALL_WIRES = tuple(WIRES)
 PEERS = {
-    "salver": Peer("Salver", ALL_WIRES, salver),
-    "triton": Peer("Triton, Python backend", ALL_WIRES, triton, "triton"),
+    "salver": Peer("Salver", ALL_WIRES, servers.salver),
+    "triton": Peer("Triton, Python backend", ALL_WIRES, servers.triton, "triton"),
     "triton-batching": Peer("Triton, Python backend, dynamic batching", ALL_WIRES, triton_batching, "triton"),
-    "fastapi": Peer("FastAPI tuned by hand", ("JSON",), fastapi, "fastapi"),
-    "grpc.aio": Peer("a handler of grpc.aio", ("gRPC",), grpc_aio),
-    "mlserver": Peer("MLServer", ("JSON", "gRPC"), mlserver, "mlserver"),
+    "fastapi": Peer("FastAPI tuned by hand", ("JSON",), servers.fastapi, "fastapi"),
+    "grpc.aio": Peer("a handler of grpc.aio", ("gRPC",), servers.grpc_aio),
+    "mlserver": Peer("MLServer", ("JSON", "gRPC"), servers.mlserver, "mlserver"),
 }
 EXTRA = ("mlserver",)
 Found = dict[str, list[float]]
@@ -130,12 +82,10 @@ def first_answer(peer: Peer, place: Place, server: Process) -> tuple[Load, np.nd
 def measure(peer: Peer, model: Path, expected: np.ndarray[Any, Any], seconds: float, found: Found) -> None:
     """One round of one server."""
     with tempfile.TemporaryDirectory(prefix="peers-") as folder:
-        place = Place(Path(folder), model, environments.free_port(), environments.free_port())
+        place = Place(Path(folder), model, "mlp", environments.free_port(), environments.free_port())
         command = peer.command(place)
-        paths = [path for path in (str(HERE), command.variables.get("PYTHONPATH")) if path]
-        command.variables.update(BENCH_MODEL=str(model), PYTHONPATH=":".join(paths))
         began = time.monotonic()
-        with environments.running(command, Path(folder)) as server:
+        with servers.running(command, place) as server:
             connected, got = first_answer(peer, place, server)
             note(found, "cold start", time.monotonic() - began)
             for wire in peer.wires:
@@ -169,9 +119,8 @@ def show(found: dict[str, Found]) -> None:
         print(f"| {PEERS[name].says} | " + " | ".join(cells) + " |")
     if ours:
         print("\nIn brackets: what Salver needs over what the peer needs.")
-    here = [f"salver {__version__}", f"grpcio {grpc.__version__}", f"onnxruntime {ort.__version__}"]
     made = {PEERS[name].environment for name in found} & set(environments.PACKAGES)
-    print("\n" + "; ".join([", ".join(here), *(environments.version(name) for name in sorted(made))]))
+    print(f"\n{servers.versions(made)}; grpcio {grpc.__version__}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A peer of `peers.py`: the network in Triton's Python backend, batches of requests merged and split."""
+"""A peer: the network in Triton's Python backend, batches of requests merged and split."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One answer for each request."""
-        given = [pb.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+        given = [pb.get_input_tensor_by_name(request, peer_session.INPUT).as_numpy() for request in requests]
         y = peer_session.infer(given[0] if len(given) == 1 else np.concatenate(given))
         ends = np.cumsum([len(x) for x in given])
         parts = [y] if len(given) == 1 else np.split(y, ends[:-1])
-        return [pb.InferenceResponse([pb.Tensor("y", part)]) for part in parts]
+        return [pb.InferenceResponse([pb.Tensor(peer_session.OUTPUT, part)]) for part in parts]

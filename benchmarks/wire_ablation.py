@@ -25,7 +25,7 @@ from pathlib import Path
 import networks
 from load import WIRES, cost_us
 
-from salver.server import _loop, app
+from salver.server import _loop, app, launch
 from salver.server.engine import served
 from salver.server.frontends import _oip_rest
 from salver.server.frontends.http import _reader, answers
@@ -188,7 +188,7 @@ def main() -> None:
         _, undo, flags, _ = ALL[options.serve]
         undo()
         settings = {"max_batch": int(flags[1])} if flags else {}
-        app.serve(options.model, http="127.0.0.1:0", grpc="127.0.0.1:0", log_level="error", **settings)
+        launch.serve(options.model, http="127.0.0.1:0", grpc="127.0.0.1:0", log_level="error", **settings)
         return
     wanted = options.only.split(",") if options.only else list(ALL)
     names = ["as-it-is", *(name for name in ALL if name in wanted and name != "as-it-is")]

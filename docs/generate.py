@@ -38,8 +38,9 @@ A value comes from the first of these that gives one:
 1. a flag, `--max-body 8MiB`;
 2. the environment, `SALVER_MAX_BODY=8MiB`;
 3. `salver.toml` in the current folder, or the file that `--config` names: `max_body = "8MiB"`;
-4. what the bundle advises, where the table says so;
-5. the default.
+4. the tuned file beside the bundle, `digits.salver.tuned.toml`, which [`salver tune`](tune.md) writes for this CPU;
+5. what the bundle advises, where the table says so;
+6. the default.
 
 Durations are numbers of seconds or carry units (`250ms`, `30s`, `5m`, `1h30m`). Sizes are bytes or carry units
 (`512KiB`, `64MiB`, `1.5GB`). Lists are separated by commas or are TOML arrays. A key in `salver.toml` may be written

@@ -23,10 +23,12 @@ BOUNDARIES = {
     "server/app.py": "the server's thread",
     "server/engine/lanes.py": "the lane",
     "server/engine/managed.py": "loading one model of several",
+    "server/processes/forward.py": "answering one of several requests",
     "server/engine/served.py": "the request",
     "server/frontends/grpc/call.py": "the request",
     "server/frontends/http/exchange.py": "the request",
     "server/processes/channel.py": "another process",
+    "server/processes/worker.py": "the process",
     "testing/oip/clients/harness.py": "a foreign client",
 }
 

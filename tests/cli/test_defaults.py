@@ -37,6 +37,6 @@ def test_serve_takes_what_the_table_says(option: Option) -> None:
 
 def test_every_setting_of_the_server_has_an_option() -> None:
     keys = {option.key for option in options_of("serve")}
-    assert set(ServeSettings.__struct_fields__) - keys == {"sources", "models"}
+    assert set(ServeSettings.__struct_fields__) - keys == {"sources", "models", "origins"}
     per_model = {option.key for option in options_of("serve") if option.per_model}
     assert set(ModelSettings.__struct_fields__) - per_model == {"source"}

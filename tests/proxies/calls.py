@@ -21,8 +21,8 @@ TIMEOUT_S = 30
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
-def channel(address: str) -> AbstractContextManager[grpc.Channel]:
-    return grpc.insecure_channel(address, UNLIMITED)
+def channel(address: str, *options: tuple[str, str]) -> AbstractContextManager[grpc.Channel]:
+    return grpc.insecure_channel(address, [*UNLIMITED, *options])
 
 
 def stub(channel: grpc.Channel) -> Any:

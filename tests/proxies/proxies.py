@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "server" / "proxies.md"
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_PORT = re.compile(r"(?<![\d.])(8000|8001|8081|8082)(?!\d)")
+_PORT = re.compile(r"(?<![\d.])(8000|8001|8081|8082|8083)(?!\d)")
+_SECOND = re.compile(r"^.*127\.0\.0\.1(?::|, port_value: )8082.*\n", re.MULTILINE)
 _START_S = 10
 
 
@@ -31,6 +33,7 @@ class Proxy:
         arguments: of its program, which runs in the folder of its files.
         checks_health: whether it asks servers for their health by itself.
         fails: what the page says that it cannot do: ``duplex``, ``drain``.
+        repeats: whether it asks another server what one that died has not answered: ``all``, ``some``, or ``none``.
         adjust: what a run without installation changes in its files.
     """
 
@@ -38,6 +41,7 @@ class Proxy:
     arguments: Sequence[str]
     checks_health: bool = True
     fails: frozenset[str] = frozenset()
+    repeats: Literal["all", "some", "none"] = "none"
     adjust: Callable[[str], str] = field(default=lambda text: text)
 
 
@@ -52,10 +56,15 @@ PROXIES = (
         "nginx",
         ("-p", ".", "-c", "nginx.conf", "-e", "stderr", "-g", "daemon off; pid nginx.pid; error_log stderr;"),
         checks_health=False,
+        repeats="some",
         adjust=_nginx_without_installation,
     ),
-    Proxy("haproxy", ("-db", "-f", "haproxy.cfg"), fails=frozenset({"duplex"})),
-    Proxy("envoy", ("-c", "envoy.yaml", "--concurrency", "1", "--use-dynamic-base-id", "--log-level", "warning")),
+    Proxy("haproxy", ("-db", "-f", "haproxy.cfg"), fails=frozenset({"duplex"}), repeats="some"),
+    Proxy(
+        "envoy",
+        ("-c", "envoy.yaml", "--concurrency", "1", "--use-dynamic-base-id", "--log-level", "warning"),
+        repeats="all",
+    ),
     Proxy("traefik", ("--configFile=traefik.yml",), fails=frozenset({"drain"})),
     Proxy("caddy", ("run", "--config", "Caddyfile", "--adapter", "caddyfile")),
 )
@@ -76,10 +85,10 @@ def find(program: str) -> str:
 
 
 def configuration(proxy: Proxy, ports: dict[str, int], ca: Path | None) -> dict[str, str]:
-    """The files of a proxy as the page has them, with other ports.
+    """The files of a proxy as the page has them, with other ports, and with one more line for a third server.
 
     Args:
-        ports: by the ports on the page.
+        ports: by the ports on the page, and 8083.
         ca: the certificate of the servers, where they speak TLS.
     """
     [section] = re.findall(rf"(?ims)^## {proxy.name}$(.*?)(?=^## |\Z)", PAGE.read_text(encoding="utf-8"))
@@ -89,6 +98,8 @@ def configuration(proxy: Proxy, ports: dict[str, int], ca: Path | None) -> dict[
         if kind == "diff" and ca is not None:
             files = {name: patched(old, text) for name, old in files.items()}
     for name, text in files.items():
+        if "8083" in ports:
+            text = _SECOND.sub(lambda line: line[0] + line[0].replace("8082", "8083").replace(" b ", " c "), text)
         moved = _PORT.sub(lambda match: str(ports[match.group()]), text)
         files[name] = proxy.adjust(moved.replace("/etc/salver/ca.pem", str(ca)))
     assert ca is None or str(ca) in "".join(files.values()), "the page does not say how to reach servers with TLS"
@@ -128,7 +139,7 @@ class Front:
 
 @contextlib.contextmanager
 def running(proxy: Proxy, folder: Path, upstreams: Sequence[str], ca: Path | None = None) -> Iterator[Front]:
-    """The proxy in front of two servers, until the block ends.
+    """The proxy in front of two servers or three, until the block ends.
 
     Args:
         upstreams: their addresses, ``127.0.0.1:8081``.
@@ -136,7 +147,8 @@ def running(proxy: Proxy, folder: Path, upstreams: Sequence[str], ca: Path | Non
     program = find(proxy.name)
     http1, http2 = free_ports(2)
     there = [int(address.rpartition(":")[2]) for address in upstreams]
-    files = configuration(proxy, {"8000": http1, "8001": http2, "8081": there[0], "8082": there[1]}, ca)
+    on_page = dict(zip(("8081", "8082", "8083"), there, strict=False))
+    files = configuration(proxy, {"8000": http1, "8001": http2} | on_page, ca)
     if not any(str(http2) in text for text in files.values()):
         http2 = http1
     folder.mkdir(exist_ok=True)

@@ -106,7 +106,7 @@ def tight(folder: Path) -> Iterator[Server]:
         yield server
         while server.metrics.connections:
             sleep(0.01)
-        assert server._http.intake.held_bytes == 0
+        assert server.http.intake.held_bytes == 0
 
 
 @pytest.fixture(scope="module")

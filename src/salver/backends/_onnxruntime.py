@@ -17,6 +17,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from salver.backends.base import Backend, Session, SessionOptions
+from salver.backends.weights import WeightStore
 from salver.core.arrays import Array
 from salver.core.errors import (
     CorruptArtifact,
@@ -28,7 +29,7 @@ from salver.core.errors import (
     Unimplemented,
     UnknownName,
 )
-from salver.core.model import Blob, Model
+from salver.core.model import Blob, Model, digest_bytes
 from salver.core.tensors import NUMPY_DTYPES, Signature, TensorSpec
 
 _DATATYPES: Final = {
@@ -48,6 +49,10 @@ _DATATYPES: Final = {
     "tensor(string)": "BYTES",
 }
 _CPUINFO: Final = Path("/proc/cpuinfo")
+_MODEL: Final = "model.onnx"
+_WEIGHTS: Final = "weights.bin"
+_LAYOUT: Final = 1
+_WORTH_BYTES: Final = 1 << 20
 _BFLOAT16: Final = 16  # onnx.TensorProto.BFLOAT16
 # Fastest first. Providers that need credentials or a network are never chosen.
 _PROVIDERS: Final = {
@@ -82,24 +87,58 @@ class OnnxRuntimeBackend(Backend):
         return tuple(dict.fromkeys([*auto, *names]))
 
     def load(self, model: Model, options: SessionOptions) -> Session:
-        return OnnxRuntimeSession(self._open(model.blobs, options), model.signature)
+        reason = ""
+        if options.shared_weights:
+            try:
+                return OnnxRuntimeSession(self._open_shared(model.blobs, options), model.signature, shares_weights=True)
+            except (*_ORT_ERRORS, SalverError, OSError) as error:
+                reason = error.message if isinstance(error, SalverError) else _first_line(error)
+        return OnnxRuntimeSession(self._open(model.blobs, options), model.signature, not_shared=reason)
 
     def describe(self, blob: Blob) -> Signature:
         handle = self._open((blob,), SessionOptions(optimize="none"))
         return _read_signature(handle.session)
 
-    def _open(self, blobs: tuple[Blob, ...], options: SessionOptions) -> _Handle:
-        settings = ort.SessionOptions()
-        settings.intra_op_num_threads = options.threads
-        settings.inter_op_num_threads = 1
-        settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        settings.enable_cpu_mem_arena = options.arena
-        settings.log_severity_level = 4
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
-        if _int8_overflows():
-            settings.add_session_config_entry("session.x64quantprecision", "1")
-        if options.optimize == "none":
-            settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    def _open_shared(self, blobs: tuple[Blob, ...], options: SessionOptions) -> _Handle:
+        """Map weights that were laid out once for this runtime on this CPU: optimized, and packed as its kernels read
+        them, so that a process neither copies nor packs them (https://onnxruntime.ai, "session options":
+        ``session.save_external_prepacked_constant_initializers``).
+
+        Raises:
+            FailedPrecondition: they cannot be mapped, and why.
+        """
+        main = blobs[0]
+        beside = () if len(blobs) > 1 or not main.is_whole_file else _beside(main.path)
+        if sum(blob.size_bytes for blob in blobs) + sum(size for _, size, _ in beside) < _WORTH_BYTES:
+            raise FailedPrecondition(f"a model of less than {_WORTH_BYTES >> 20} MiB is not worth it")
+        providers = self._choose(options.provider)
+        if providers != [_PROVIDERS["cpu"]]:
+            raise FailedPrecondition(f"the weights are in the memory of {providers[0]}")
+        made_by = (ort.__version__, _cpu(), options.optimize, _LAYOUT)
+        key = digest_bytes(repr((made_by, [(b.name, b.digest) for b in blobs], beside)).encode())
+        folder = WeightStore(Path(options.shared_weights)).get(
+            key.removeprefix("sha256:"), lambda folder: self._lay_out_weights(blobs, options, folder)
+        )
+        settings = _settings(options)
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it was; again would copy
+        return _Handle(ort.InferenceSession(str(folder / _MODEL), settings, providers=providers), None)
+
+    def _lay_out_weights(self, blobs: tuple[Blob, ...], options: SessionOptions, folder: Path) -> None:
+        settings = _settings(options)
+        settings.optimized_model_filepath = str(folder / _MODEL)
+        for name, value in (
+            ("optimized_model_external_initializers_file_name", _WEIGHTS),
+            ("optimized_model_external_initializers_min_size_in_bytes", "1024"),
+            ("save_external_prepacked_constant_initializers", "1"),
+        ):
+            settings.add_session_config_entry(f"session.{name}", value)
+        handle = self._open(blobs, options, settings)
+        if handle.folder is not None:
+            handle.folder.cleanup()
+
+    def _open(
+        self, blobs: tuple[Blob, ...], options: SessionOptions, settings: ort.SessionOptions | None = None
+    ) -> _Handle:
         main = blobs[0]
         if not main.path.is_file():
             raise NotFound(f"no such model file: '{main.path}'")
@@ -113,7 +152,9 @@ class OnnxRuntimeBackend(Backend):
             folder = _lay_out(blobs)
             source = str(Path(folder.name) / main.name)
         try:
-            session = ort.InferenceSession(source, settings, providers=self._choose(options.provider))
+            session = ort.InferenceSession(
+                source, settings or _settings(options), providers=self._choose(options.provider)
+            )
         except _ORT_ERRORS as error:
             raise _translate_load(error, main.name) from error
         return _Handle(session, folder)
@@ -124,6 +165,21 @@ class OnnxRuntimeBackend(Backend):
         if name not in present:
             raise UnknownName("execution provider", provider, ("auto", *present))
         return list(dict.fromkeys([_PROVIDERS[name], _PROVIDERS["cpu"]]))
+
+
+def _settings(options: SessionOptions) -> ort.SessionOptions:
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    settings.enable_cpu_mem_arena = options.arena
+    settings.log_severity_level = 4
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
+    if _int8_overflows():
+        settings.add_session_config_entry("session.x64quantprecision", "1")
+    if options.optimize == "none":
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return settings
 
 
 class _Handle:
@@ -137,7 +193,11 @@ class _Handle:
 class OnnxRuntimeSession(Session):
     """A loaded ONNX model. ONNX Runtime itself allows concurrent runs of one session."""
 
-    def __init__(self, handle: _Handle, signature: Signature) -> None:
+    def __init__(
+        self, handle: _Handle, signature: Signature, *, shares_weights: bool = False, not_shared: str = ""
+    ) -> None:
+        self.shares_weights = shares_weights
+        self.not_shared = not_shared
         self._handle: _Handle | None = handle
         self._run = handle.session.run
         self._signature = signature
@@ -190,8 +250,23 @@ def _int8_overflows() -> bool:
     for, so that answers do not differ between hosts; where VNNI is, they would only be slower."""
     if platform.machine().lower() not in ("x86_64", "amd64") or not _CPUINFO.exists():
         return False
-    flags = next((line for line in _CPUINFO.read_text().splitlines() if line.startswith("flags")), "").split()
-    return not {"avx512_vnni", "avx_vnni"}.intersection(flags)
+    return not {"avx512_vnni", "avx_vnni"}.intersection(_cpu())
+
+
+@functools.cache
+def _cpu() -> tuple[str, ...]:
+    """What kernels are chosen by: the architecture, and the instruction sets of the first core."""
+    names = ("flags", "Features", "CPU part", "model name")
+    lines = _CPUINFO.read_text().split("\n\n")[0].splitlines() if _CPUINFO.exists() else []
+    words = [word for line in lines if line.startswith(names) for word in line.partition(":")[2].split()]
+    return (platform.machine(), *words)
+
+
+def _beside(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of change of files that may be a bare model's external data: those that lie beside it."""
+    files = sorted(p for p in path.parent.iterdir() if p.suffix not in (".onnx", ".salver") and p.is_file())
+    facts = [(file.name, file.stat()) for file in files]
+    return tuple((name, fact.st_size, fact.st_mtime_ns) for name, fact in facts)
 
 
 def _to_numpy(value: ort.OrtValue) -> Array:

@@ -23,6 +23,8 @@ class SessionOptions(Config, frozen=True, kw_only=True):
         arena: whether freed memory is kept for the next run. On: faster, more memory.
         provider: execution provider, ``auto`` (the fastest present) or a name that `salver doctor` lists.
         optimize: graph optimization by the runtime at load: ``all`` or ``none``.
+        shared_weights: folder in which weights are laid out once as the runtime wants them, for all processes of the
+            user to map; empty to give each process its own copy. Answers are the same, bit for bit.
     """
 
     threads: int = 1
@@ -30,6 +32,7 @@ class SessionOptions(Config, frozen=True, kw_only=True):
     arena: bool = True
     provider: str = "auto"
     optimize: Literal["all", "none"] = "all"
+    shared_weights: str = ""
 
 
 class Session(abc.ABC):
@@ -38,6 +41,11 @@ class Session(abc.ABC):
     `run` may be called from several threads at once. Arrays given are only read; arrays returned belong to the caller.
     The same inputs give the same outputs, bit for bit, on the same host with the same options.
     """
+
+    shares_weights: bool = False
+    """Whether its weights are mapped from a file, and in memory once for all processes that map it."""
+    not_shared: str = ""
+    """Why they are not, though that was asked for."""
 
     @property
     @abc.abstractmethod

@@ -20,13 +20,14 @@ from salver.backends import BACKENDS
 from salver.builder.events import BuildEvent, OnEvent
 from salver.builder.importers import load_model
 from salver.builder.importers.base import Imported
-from salver.builder.search.cache import TrialCache, default_cache_dir
+from salver.builder.search.cache import TrialCache
 from salver.builder.search.choose import Objective
 from salver.builder.search.search import Search, SearchResult, SearchSettings
 from salver.builder.search.splits import split
 from salver.builder.search.spool import SpooledDataset, spool
 from salver.bundle import Bundle, Contents, make_golden, seal
 from salver.bundle.archive import translate
+from salver.core.cache import default_cache_dir
 from salver.core.dataset import Dataset
 from salver.core.errors import InvalidArgument, NotFound
 from salver.core.model import Model, Step

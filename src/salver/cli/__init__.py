@@ -10,8 +10,9 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from salver.cli._exit_codes import INTERRUPTED, exit_code
 from salver.cli._parse import parse
@@ -57,11 +58,12 @@ def run(argv: Sequence[str]) -> int:
 
 def _carry_out(invocation: Invocation) -> int:
     verb = invocation.verb
-    settings = resolve(verb.name, invocation.flags, os.environ, Path.cwd())
-    values = settings.values
-    values.pop("debug", None)
-    if verb.takes_models:
-        values["models"] = settings.models
+    reread = partial(resolve, verb.name, invocation.flags, os.environ, Path.cwd())
+    if verb.rereads:
+        values: dict[str, Any] = {"reread": reread}
+    else:
+        values = reread().values
+        values.pop("debug", None)
     code: int | None = load(verb.run)(**invocation.arguments, **values)
     sys.stdout.flush()
     return code or 0

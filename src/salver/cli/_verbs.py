@@ -29,7 +29,7 @@ class Verb(msgspec.Struct, frozen=True, kw_only=True):
         run: ``module:function``; called with arguments and settings by name; returns an exit code or None.
         examples: command lines that work.
         arguments: in order.
-        takes_models: whether the function also takes the ``[models.NAME]`` tables.
+        rereads: whether the function takes, instead of settings, what resolves them: ``reread``.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Verb(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     examples: tuple[str, ...]
     arguments: tuple[Argument, ...] = ()
-    takes_models: bool = False
+    rereads: bool = False
 
     @property
     def options(self) -> tuple[Option, ...]:
@@ -105,12 +105,23 @@ VERBS: Final = {
                     many=True,
                 ),
             ),
-            takes_models=True,
+            rereads=True,
             examples=(
                 "salver serve digits.salver",
                 "salver serve models/ --grpc 127.0.0.1:8081 --watch 5s",
                 "salver serve digits.salver --http 0.0.0.0:8080 --api-keys keys.toml --tls-cert a.pem --tls-key a.key",
                 "salver serve --config salver.toml",
+            ),
+        ),
+        Verb(
+            name="stats",
+            summary="Tell where a server's time goes, why batches have their size, what was refused, what would help.",
+            run="salver.cli._stats:run",
+            arguments=(Argument(name="models", help="Models to show; all where none is named", many=True),),
+            examples=(
+                "salver stats",
+                "salver stats digits --every 1s",
+                "salver stats digits --url https://models.example.com --api-key-file key.txt --json",
             ),
         ),
         Verb(
@@ -124,6 +135,39 @@ VERBS: Final = {
             examples=(
                 "salver predict digits.salver input.npz",
                 "salver predict digits.salver input.npz -o answers.npz",
+            ),
+        ),
+        Verb(
+            name="bench",
+            summary="Put load on a server, ours or a peer's, and measure latency, goodput and cost per request.",
+            run="salver.cli._bench:run",
+            arguments=(
+                Argument(
+                    name="url", help="The server: http://host:port, https://, grpc://, grpcs:// or http+unix:///path"
+                ),
+            ),
+            examples=(
+                "salver bench http://127.0.0.1:8080 --model digits",
+                "salver bench grpc://127.0.0.1:8081 --rate 500/s --slo 50ms --duration 1m",
+                "salver bench http://127.0.0.1:8080 --rate 100/s..3200/s --slo 50ms --plot bench.html",
+                "salver bench http://127.0.0.1:8080 --scenario single-stream",
+            ),
+        ),
+        Verb(
+            name="tune",
+            summary="Measure how a bundle is served best on this machine, and write it down for 'salver serve'.",
+            run="salver.cli._tune:run",
+            arguments=(_BUNDLE,),
+            examples=("salver tune digits.salver", "salver tune digits.salver --slo 50ms --cores 2 --budget 2m"),
+        ),
+        Verb(
+            name="plan",
+            summary="Say how many workers, cores and nodes a load needs, what it costs, and what binds.",
+            run="salver.cli._plan:run",
+            examples=(
+                "salver plan --bundle digits.salver --rate 20000/s --slo 50ms",
+                "salver plan --bundle digits.salver --trace arrivals.jsonl --slo 50ms --availability n-1 --cores 8",
+                "salver plan --bundle digits.salver --rate 500/s --slo 1s --price 0.04 --json",
             ),
         ),
         Verb(

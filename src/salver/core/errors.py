@@ -41,6 +41,8 @@ class SalverError(Exception):
     """
 
     code: ClassVar[Code] = Code.INTERNAL
+    reason: str = ""
+    """Why a request was refused without a run, in one word that is counted; empty for all other errors."""
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)

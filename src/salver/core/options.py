@@ -3,186 +3,22 @@ and their documentation all follow."""
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final
 
-import msgspec
-
-Kind = Literal["text", "path", "integer", "boolean", "duration", "size", "margin", "list"]
-
-
-class Option(msgspec.Struct, frozen=True, kw_only=True):
-    """One option.
-
-    Args:
-        name: as in ``--max-body``, ``SALVER_MAX_BODY`` and ``max-body = ...``, with underscores.
-        kind: what its text is converted to: ``duration`` to seconds, ``size`` to bytes, ``list`` to a tuple of texts.
-        verbs: the verbs that take it.
-        help: one sentence, without a full stop.
-        example: a value, as a user would write it.
-        default: what holds when nobody says anything, in words a user understands.
-        field: the keyword of the Python function behind the verb; the name when empty. Quantities carry their unit.
-        choices: the only values a text may have; empty for any.
-        minimum: the smallest value of a number or quantity.
-        short: a one-letter flag, ``-o``.
-        per_model: whether ``[models.NAME]`` tables take it.
-        flag_only: whether it can only be given as a flag, because it belongs to one command and not to a place.
-    """
-
-    name: str
-    kind: Kind
-    verbs: tuple[str, ...]
-    help: str
-    example: str = ""
-    default: str = ""
-    field: str = ""
-    choices: tuple[str, ...] = ()
-    minimum: float | None = None
-    short: str = ""
-    per_model: bool = False
-    flag_only: bool = False
-
-    @property
-    def flag(self) -> str:
-        """``--max-body``."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        """``SALVER_MAX_BODY``."""
-        return "SALVER_" + self.name.upper()
-
-    @property
-    def key(self) -> str:
-        """The keyword argument that its value becomes."""
-        return self.field or self.name
-
+from salver.core.build_options import BUILD_OPTIONS
+from salver.core.load_options import LOAD_OPTIONS
+from salver.core.option import Kind as Kind
+from salver.core.option import Option as Option
 
 _BUILD: Final = ("build",)
 _SERVE: Final = ("serve",)
-_EVERY: Final = ("build", "inspect", "verify", "report", "serve", "predict", "doctor", "keys", "sign")
+_EVERY: Final = (
+    *("build", "inspect", "verify", "report", "serve", "stats", "predict", "bench", "tune", "plan"),
+    *("doctor", "keys", "sign"),
+)
 
 OPTIONS: Final = (
-    # build
-    Option(
-        name="data",
-        kind="text",
-        verbs=_BUILD,
-        example="val.npz",
-        default="(required)",
-        help="Validation examples: a .npz, .npy, .csv, .jsonl or .parquet file, an image folder, or module:function",
-    ),
-    Option(
-        name="label",
-        kind="text",
-        verbs=_BUILD,
-        example="species",
-        default="(found by name)",
-        help="The column of the data that holds the labels",
-    ),
-    Option(
-        name="metric",
-        kind="text",
-        verbs=_BUILD,
-        example="macro-f1",
-        default="(accuracy where there are labels, else agreement)",
-        help="What must not get worse: accuracy, top-5, macro-f1, auc, mse, mae, r2, agreement, or module:function",
-    ),
-    Option(
-        name="max_drop",
-        kind="margin",
-        verbs=_BUILD,
-        example="1%",
-        default="(0.5pp where the metric is a share, such as accuracy; else 1%)",
-        help="How much worse is still not worse, in percentage points (0.5pp) or relative (1%)",
-    ),
-    Option(
-        name="objective",
-        kind="text",
-        verbs=_BUILD,
-        example="size",
-        default="latency",
-        choices=("latency", "throughput", "size"),
-        help="What to improve",
-    ),
-    Option(
-        name="batch",
-        kind="integer",
-        verbs=_BUILD,
-        example="8",
-        default="1",
-        minimum=1,
-        help="Rows per run at which latency is measured",
-    ),
-    Option(
-        name="calibration",
-        kind="text",
-        verbs=_BUILD,
-        example="calib.npz",
-        default="(a part of the data, then used for nothing else)",
-        help="Examples that calibrate quantization",
-    ),
-    Option(
-        name="budget",
-        kind="duration",
-        verbs=_BUILD,
-        example="5m",
-        default="5m",
-        field="budget_s",
-        minimum=0,
-        help="Time for search and certification; the best so far is sealed",
-    ),
-    Option(
-        name="labels",
-        kind="path",
-        verbs=_BUILD,
-        example="labels.txt",
-        default="(none)",
-        help="Class names, one per line, in the order of the output's last dimension",
-    ),
-    Option(
-        name="golden",
-        kind="text",
-        verbs=_BUILD,
-        example="synthetic",
-        default="real",
-        choices=("real", "synthetic"),
-        help="Whether golden requests are taken from the data, or made up because the data must not travel",
-    ),
-    Option(
-        name="trust_pickle",
-        kind="boolean",
-        verbs=_BUILD,
-        flag_only=True,
-        default="false",
-        help="Load a pickled model, which runs code from the file",
-    ),
-    Option(
-        name="seed",
-        kind="integer",
-        verbs=_BUILD,
-        example="7",
-        default="0",
-        minimum=0,
-        help="Seed of the split into calibration, steering and certification examples",
-    ),
-    Option(
-        name="cache",
-        kind="path",
-        verbs=_BUILD,
-        example="build-cache",
-        default="(the user's cache folder)",
-        help="Folder where finished trials are kept, so that a build resumes",
-    ),
-    Option(
-        name="threads",
-        kind="integer",
-        verbs=("build", "serve", "verify"),
-        example="2",
-        default="(build: 1; otherwise what the bundle advises)",
-        minimum=1,
-        per_model=True,
-        help="Threads inside one operator",
-    ),
+    *BUILD_OPTIONS,
     # serve
     Option(
         name="http",
@@ -283,6 +119,32 @@ OPTIONS: Final = (
         minimum=0,
         per_model=True,
         help="Memory per model for answers that may be given again to an equal request",
+    ),
+    Option(
+        name="memory_budget",
+        kind="size",
+        verbs=_SERVE,
+        example="4GiB",
+        default="0",
+        field="memory_budget_bytes",
+        minimum=0,
+        help="Memory for loaded models; with it, models are loaded when they are asked, and the least recently used go",
+    ),
+    Option(
+        name="pin",
+        kind="list",
+        verbs=_SERVE,
+        example="ranking",
+        default="(none)",
+        help="Models that stay in memory whatever the budget",
+    ),
+    Option(
+        name="share_weights",
+        kind="boolean",
+        verbs=_SERVE,
+        default="false",
+        per_model=True,
+        help="Map weights from one file, so that they are in memory once for all workers",
     ),
     Option(
         name="name",
@@ -392,6 +254,17 @@ OPTIONS: Final = (
         help="Deadline of a request that names none",
     ),
     Option(
+        name="slo",
+        kind="duration",
+        verbs=("serve", "bench", "tune", "plan"),
+        example="50ms",
+        default="(none)",
+        field="slo_s",
+        minimum=0,
+        per_model=True,
+        help="Latency objective: batches are as large as it allows, and what cannot meet it is refused early",
+    ),
+    Option(
         name="max_queue",
         kind="integer",
         verbs=_SERVE,
@@ -430,6 +303,35 @@ OPTIONS: Final = (
         minimum=1,
         per_model=True,
         help="Batches of one model that may run at the same time",
+    ),
+    Option(
+        name="workers",
+        kind="integer",
+        verbs=_SERVE,
+        example="4",
+        default="(one process without a supervisor)",
+        minimum=0,
+        help="Processes that answer; a supervisor watches them and replaces one that crashes, hangs or leaks",
+    ),
+    Option(
+        name="load_timeout",
+        kind="duration",
+        verbs=_SERVE,
+        example="10m",
+        default="5m",
+        field="load_timeout_s",
+        minimum=0.1,
+        help="With workers, a model that is not loaded and warmed up by then is refused",
+    ),
+    Option(
+        name="max_run",
+        kind="duration",
+        verbs=_SERVE,
+        example="10s",
+        default="60s",
+        field="max_run_s",
+        minimum=0,
+        help="A worker in which one batch runs for longer is replaced; 0 for no limit",
     ),
     Option(
         name="drain",
@@ -506,11 +408,87 @@ OPTIONS: Final = (
         minimum=1,
         help="Time after which the API key is refused",
     ),
+    # a server that runs
+    Option(
+        name="url",
+        kind="text",
+        verbs=("stats",),
+        flag_only=True,
+        example="https://models.example.com",
+        default="http://127.0.0.1:8080",
+        help="The server: http://host:port, https://host:port or http+unix:///path",
+    ),
+    Option(
+        name="api_key_file",
+        kind="path",
+        verbs=("stats", "bench"),
+        example="key.txt",
+        default="(no key)",
+        help="File that holds the API key to show, on one line",
+    ),
+    Option(
+        name="ca",
+        kind="path",
+        verbs=("stats", "bench"),
+        example="ca.pem",
+        default="(the system's)",
+        help="Certificates in PEM to trust when the server speaks TLS",
+    ),
+    Option(
+        name="every",
+        kind="duration",
+        verbs=("stats",),
+        flag_only=True,
+        example="1s",
+        default="(once)",
+        field="every_s",
+        minimum=0.1,
+        help="Show again after this time, until interrupted",
+    ),
+    *LOAD_OPTIONS,
+    # plan
+    Option(
+        name="bundle",
+        kind="path",
+        verbs=("plan",),
+        flag_only=True,
+        example="digits.salver",
+        default="(required)",
+        help="The bundle, or bare model, that is to be served",
+    ),
+    Option(
+        name="availability",
+        kind="text",
+        verbs=("plan",),
+        flag_only=True,
+        example="n-1",
+        default="n",
+        help="Nodes that may be lost: with n-1 the objective is kept when any one is",
+    ),
+    Option(
+        name="cores",
+        kind="integer",
+        verbs=("plan", "tune"),
+        flag_only=True,
+        example="8",
+        default="(those of this machine)",
+        minimum=1,
+        help="Cores of a node, or those of this machine that the server may use",
+    ),
+    Option(
+        name="price",
+        kind="text",
+        verbs=("plan",),
+        flag_only=True,
+        example="0.04",
+        default="(no cost is shown)",
+        help="What a core costs for an hour",
+    ),
     # artifacts
     Option(
         name="output",
         kind="path",
-        verbs=("build", "report", "predict", "keys"),
+        verbs=("build", "report", "predict", "keys", "tune"),
         short="-o",
         flag_only=True,
         example="digits.salver",
@@ -545,7 +523,7 @@ OPTIONS: Final = (
     Option(
         name="json",
         kind="boolean",
-        verbs=("build", "inspect", "verify", "predict", "doctor"),
+        verbs=("build", "inspect", "verify", "stats", "predict", "doctor", "bench", "tune", "plan"),
         flag_only=True,
         default="false",
         help="Write one JSON document to standard output",

@@ -7,28 +7,33 @@ import gc
 import logging
 import os
 import signal
-import sys
+import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from pathlib import Path
-from typing import Any, Final, Self
+from types import MappingProxyType
+from typing import Final, Self
 
 from salver.core.errors import FailedPrecondition, Unavailable
-from salver.server._files import allow_connections
 from salver.server._loop import new_event_loop
 from salver.server.engine.engine import RealTimeEngine, unready
 from salver.server.engine.manager import ModelManager
 from salver.server.engine.repository import Sources
 from salver.server.frontends.http.server import HttpServer
-from salver.server.monitoring.logs import configure_logging
+from salver.server.launch import Terminal, announce
 from salver.server.monitoring.metrics import Metrics
+from salver.server.monitoring.service import MetricsService, join
+from salver.server.processes.base import Leave, Link
+from salver.server.processes.regions import RemoteRegions
+from salver.server.processes.remote import RemoteRepository
+from salver.server.processes.sockets import take_activated, with_titles
 from salver.server.settings import ServeSettings
 
 _LOG = logging.getLogger(__name__)
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _BACKLOG_S: Final = 0.05
-_CLOSE_S: Final = 5.0  # for connections to end once all requests have been answered
+CLOSE_S: Final = 5.0
+"""For connections to end once all requests have been answered."""
 _GC_THRESHOLDS: Final = (20_000, 20, 100)  # requests leave no cycles; the default collects 50 times as often
 
 
@@ -40,16 +45,28 @@ class Server:
 
     Args:
         settings: see `ServeSettings`.
+        sockets: bound sockets to listen on instead of the addresses, by ``http`` and ``grpc``.
+        link: to the supervisor, where this is one of several processes.
     """
 
-    def __init__(self, settings: ServeSettings) -> None:
+    def __init__(
+        self,
+        settings: ServeSettings,
+        sockets: Mapping[str, Sequence[socket.socket]] = MappingProxyType({}),
+        link: Link | None = None,
+    ) -> None:
         self.settings = settings
-        self.metrics = Metrics()
+        self._sockets = sockets
+        self._link = link
+        self._leave = Leave(settings.drain_delay_s, settings.drain_s, last=True)
+        self.metrics = Metrics() if link is None else join(link.channel, link.start.services[MetricsService.name])
         self.engine = RealTimeEngine(self.metrics)
-        named = {name: model.source for name, model in settings.models.items() if model.source}
-        sources = Sources(settings.sources, settings.name, named)
-        self._repository = self.engine.repository = ModelManager(self.engine, sources, settings)
-        self._http = HttpServer()
+        self._repository = self.engine.repository = (
+            ModelManager(self.engine, Sources.of(settings), settings)
+            if link is None
+            else RemoteRepository(self.engine, settings, link)
+        )
+        self.http = HttpServer(registry=None if link is None else RemoteRegions(link))
         self._loop: asyncio.AbstractEventLoop
         self._thread: threading.Thread | None = None
         self._stopping = asyncio.Event()
@@ -59,7 +76,7 @@ class Server:
     @property
     def url(self) -> str:
         """Where it listens: ``http://127.0.0.1:8080``, or ``unix:/path``."""
-        address = self._http.addresses[0]
+        address = self.http.addresses[0]
         if address.startswith("unix:"):
             return address
         return f"https://{address}" if self.settings.tls_cert else f"http://{address}"
@@ -67,7 +84,7 @@ class Server:
     @property
     def grpc_address(self) -> str:
         """Where it listens besides, as gRPC clients take it: ``127.0.0.1:8081``; empty where it does not."""
-        return self._http.addresses[1] if self.settings.grpc else ""
+        return self.http.addresses[1] if self.settings.grpc else ""
 
     def start(self) -> None:
         """Listen, load all models, and return when they are ready.
@@ -94,18 +111,20 @@ class Server:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    async def run(self, on_ready: Callable[[], None]) -> None:
+    async def run(self, on_ready: Callable[[], None], on_closed: Callable[[], None] = lambda: None) -> None:
         """Serve on the running event loop until `request_stop`.
 
         Args:
             on_ready: called when all models have been loaded and at least one can be served.
+            on_closed: called when connections are accepted no more.
 
         Raises:
             SalverError: as `start`.
         """
         self._repository.check()
         self.engine.loading = True
-        await self._http.start(self.engine, self.metrics, self.settings)
+        accept = self._link is None or self._link.start.accept
+        await self.http.start(self.engine, self.metrics, self.settings, self._sockets, accept=accept)
         stopping = asyncio.ensure_future(self._stopping.wait())
         loading = asyncio.ensure_future(self._load_all())
         watching: asyncio.Future[None] | None = None
@@ -116,19 +135,26 @@ class Server:
                 self.engine.loading = False
                 if self.settings.watch_s:
                     watching = asyncio.ensure_future(self._repository.watch())
+                if not accept:
+                    await self.http.accept()
                 on_ready()
             await stopping
-            await self._drain()
+            await self._drain(on_closed)
         finally:
             for task in (stopping, loading, watching):
                 if task is not None:
                     task.cancel()
             await self._repository.stop()
             self.stuck = not self.engine.close()
-            await self._http.drain(_CLOSE_S)
+            await self.http.drain(CLOSE_S)
 
-    def request_stop(self) -> None:
-        """Drain and end; called on the event loop."""
+    def request_stop(self, leave: Leave | None = None) -> None:
+        """Drain and end; called on the event loop.
+
+        Args:
+            leave: in which way; as the settings say by default.
+        """
+        self._leave = leave or self._leave
         self._stopping.set()
 
     async def _load_all(self) -> None:
@@ -138,19 +164,22 @@ class Server:
                 raise errors[0]
             raise FailedPrecondition("no model can be served: " + "; ".join(unready(self.engine.models())))
 
-    async def _drain(self) -> None:
+    async def _drain(self, on_closed: Callable[[], None]) -> None:
         """Say so to balancers, stop accepting, finish what is queued and running."""
-        settings = self.settings
-        _LOG.info("stopping in %g s: open requests have %g s", settings.drain_delay_s, settings.drain_s)
-        self.engine.announce_drain()
-        await asyncio.sleep(settings.drain_delay_s)
-        until = asyncio.get_running_loop().time() + self.settings.drain_s
-        # Closing a listener resets the connections in its backlog: take those in first.
-        await asyncio.sleep(min(_BACKLOG_S, self.settings.drain_s))
-        await self._http.drain(self.settings.drain_s)
+        leave = self._leave
+        _LOG.info("stopping in %g s: open requests have %g s", leave.delay_s, leave.drain_s)
+        if leave.last:
+            self.engine.announce_drain()
+        await asyncio.sleep(leave.delay_s)
+        until = asyncio.get_running_loop().time() + leave.drain_s
+        if leave.last:  # closing a listener resets the connections in its backlog: take those in first
+            await asyncio.sleep(min(_BACKLOG_S, leave.drain_s))
+        self.http.close_listeners()
+        on_closed()
+        await self.http.drain(leave.drain_s)
         left_s = max(until - asyncio.get_running_loop().time(), 0.0)
         if not await self.engine.drain(left_s):
-            _LOG.error("some requests were still open after %g s and are refused", self.settings.drain_s)
+            _LOG.error("some requests were still open after %g s and are refused", leave.drain_s)
 
     def _run(self, started: Future[None]) -> None:
         asyncio.set_event_loop(self._loop)
@@ -164,34 +193,28 @@ class Server:
             if not started.done():
                 started.set_exception(Unavailable("the server was stopped before its models were loaded"))
         finally:
-            _close_loop(self._loop)
+            close_loop(self._loop)
 
 
-def serve(
-    *sources: str | os.PathLike[str], models: Mapping[str, Mapping[str, Any]] | None = None, **settings: Any
-) -> None:
-    """Serve models until SIGTERM or SIGINT, then answer what is open and return; where a run outlives the drain, the
-    process ends with exit code 1 instead.
-
-        salver.serve("digits.salver", http="127.0.0.1:8080")
-
-    Args:
-        sources: bundles, ONNX files (served as untested), or folders ``<name>/<version>/model.onnx``.
-        models: settings of single models by name; ``source`` names a further source.
-        settings: fields of `ServeSettings`.
+def serve_alone(settings: ServeSettings) -> None:
+    """Serve in this process until SIGTERM or SIGINT, then answer what is open and return; where a run outlives the
+    drain, the process ends with exit code 1 instead.
 
     Raises:
-        SalverError: a setting is wrong, the address is taken, or no model can be served.
+        SalverError: the address is taken, or no model can be served.
     """
-    data = {**settings, "sources": [str(Path(source)) for source in sources], "models": dict(models or {})}
-    server = Server(ServeSettings.from_data(data))
-    configure_logging(server.settings.log_level)
-    allow_connections(server.settings.max_connections)
+    activated = take_activated()
+    server = Server(with_titles(settings, activated), activated)
     loop = new_event_loop()
     try:
         loop.run_until_complete(_serve(server))
     finally:
-        _close_loop(loop)
+        close_loop(loop)
+    end_stuck(server)
+
+
+def end_stuck(server: Server) -> None:
+    """End the process where a run goes on that cannot be interrupted; return where there is none."""
     if server.stuck:  # an orderly exit would end the thread inside the runtime's C++, which aborts the process
         _LOG.error("a run outlived the drain; the process ends without waiting for it")
         logging.shutdown()
@@ -200,28 +223,34 @@ def serve(
 
 async def _serve(server: Server) -> None:
     loop = asyncio.get_running_loop()
+    terminal = Terminal()
 
     def stop() -> None:
         for number in _SIGNALS:  # a second signal does what it does everywhere: it ends the process
             loop.remove_signal_handler(number)
         server.request_stop()
 
+    def hang_up() -> None:
+        if terminal.gone:
+            stop()
+        else:
+            _LOG.warning("SIGHUP: one process cannot replace itself by one with new settings; --workers 1 can")
+
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop)
-    await server.run(lambda: _announce(server))
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
+    await server.run(lambda: announce(server.url, server.grpc_address, settle(server)))
 
 
-def _announce(server: Server) -> None:
+def settle(server: Server) -> list[str]:
+    """Make the process ready to serve what it has loaded; the models that it does not serve, and why."""
     gc.collect()
     gc.freeze()  # what is loaded stays: do not walk it again
     gc.set_threshold(*_GC_THRESHOLDS)
-    missing = unready(server.engine.models())
-    state = "ready" if not missing else "NOT ready (" + "; ".join(missing) + "), serving the others"
-    where = f"{server.url}, grpc {server.grpc_address}" if server.grpc_address else server.url
-    print(f"{state} on {where}", file=sys.stderr, flush=True)
+    return unready(server.engine.models())
 
 
-def _close_loop(loop: asyncio.AbstractEventLoop) -> None:
+def close_loop(loop: asyncio.AbstractEventLoop) -> None:
     """Let the loop's helpers end, then close it."""
     try:
         loop.run_until_complete(loop.shutdown_asyncgens())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
 
 from salver.core.errors import InvalidArgument, UnknownName
 from salver.server.engine.config import ModelConfig, VersionPolicy
+from salver.server.tuned import Tuned
 
 _MIB: Final = 1 << 20
 _NOTHING_TOLD: Final = ModelConfig()
@@ -28,7 +29,9 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_batch: int | None = None
     max_queue: int | None = None
     default_timeout_s: float | None = None
+    slo_s: float | None = None
     response_cache_bytes: int | None = None
+    share_weights: bool | None = None
     versions: str | None = None
 
 
@@ -49,6 +52,10 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         watch_s: how often the folders are looked at for new versions; 0 for never.
         versions: which versions of a folder are served: ``latest``, ``latest:2``, ``all`` or ``1,3``.
         response_cache_bytes: memory, per model, for answers that may be given again; 0 for none.
+        memory_budget_bytes: for loaded models, of all workers together; those asked least recently make room for
+            others; 0 for no budget: all models are loaded at start.
+        pin: names of models that never make room.
+        share_weights: whether workers map weights from one file, laid out at the first load in the user's cache folder.
         max_body_bytes, max_header_bytes: largest request body and header block.
         max_incoming_bytes: bodies that are still coming in, of all connections together.
         max_decompressed_bytes: largest request body after its content coding is undone.
@@ -60,15 +67,22 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         max_queue: requests that wait, per model.
         max_queue_bytes: bytes of input that wait, per model.
         default_timeout_s: deadline of a request that names none; 0 for no deadline.
+        slo_s: latency objective, from arrival to answer: batches are as large as it allows, and what cannot meet it is
+            refused early; 0 for none.
         max_batch: rows in one batch; 0 takes the bundle's hint, else 32.
         lanes: batches of one model that run at the same time; 0 takes the bundle's hint, else 1.
         threads: threads inside one run; 0 takes the bundle's hint, else 1.
+        workers: processes that answer, watched and replaced by a supervisor; 0 for one process without a supervisor.
+            Limits of connections, requests and memory hold for each.
+        load_timeout_s: with workers, a model that is not loaded and warmed up by then is refused.
+        max_run_s: a worker in which one batch runs for longer is replaced; 0 for no limit.
         drain_s: time for open requests after SIGTERM.
         drain_delay_s: time after SIGTERM in which the server says that it is not ready, and still takes requests.
         trusted_hosts: further values of the Host header that are accepted.
         cors_origins: origins whose web pages may call.
         log_level: of Python's logging.
         models: settings of single models, by name.
+        origins: name of a setting -> where its value came from, as messages name it; not itself a setting.
     """
 
     sources: tuple[str, ...] = ()
@@ -85,6 +99,9 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     watch_s: float = 0.0
     versions: str = "latest"
     response_cache_bytes: int = 0
+    memory_budget_bytes: int = 0
+    pin: tuple[str, ...] = ()
+    share_weights: bool = False
     max_body_bytes: int = 64 * _MIB
     max_header_bytes: int = 64 << 10
     max_incoming_bytes: int = 1024 * _MIB
@@ -97,15 +114,20 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_queue: int = 1024
     max_queue_bytes: int = 1024 * _MIB
     default_timeout_s: float = 0.0
+    slo_s: float = 0.0
     max_batch: int = 0
     lanes: int = 0
     threads: int = 0
+    workers: int = 0
+    load_timeout_s: float = 300.0
+    max_run_s: float = 60.0
     drain_s: float = 30.0
     drain_delay_s: float = 0.0
     trusted_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     log_level: str = "info"
     models: dict[str, ModelSettings] = {}
+    origins: dict[str, str] = {}
 
     def __post_init__(self) -> None:
         _check_at_least("", self, _MINIMA)
@@ -148,21 +170,34 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         hints: Mapping[str, Any],
         config: ModelConfig = _NOTHING_TOLD,
         asked: ModelConfig = _NOTHING_TOLD,
+        tuned: Tuned | None = None,
     ) -> RunSettings:
         """The settings of one model: what a load request asked for, else its own, else the server's where given, else
-        its folder's, else the bundle's hints, else the default."""
+        its folder's, else the tuned file's, else the bundle's hints, else the default."""
         own = self.models.get(name, ModelSettings())
+        chosen = tuned.settings if tuned is not None else None
+        origins: dict[str, str] = {}
+
+        def told(key: str) -> Iterator[tuple[Any, str]]:
+            yield getattr(asked, key), "the load request"
+            yield getattr(own, key), f"[models.{name}]"
+            yield self._given(key), self.origins.get(key, "the server's settings")
+            yield getattr(config, key), "the model's folder"
+            yield getattr(chosen, key, None), tuned.origin if tuned is not None else ""
 
         def pick(key: str, default: int) -> int:
-            hint = hints.get(key.removeprefix("max_"))
-            for value in (getattr(asked, key), getattr(own, key), self._given(key), getattr(config, key), hint):
+            for value, origin in (*told(key), (hints.get(key.removeprefix("max_")), "the bundle's hint")):
                 if isinstance(value, int) and value > 0:
+                    origins[key] = origin
                     return value
             return default
 
         def first(key: str) -> Any:
-            values = (getattr(asked, key), getattr(own, key), self._given(key), getattr(config, key))
-            return next((value for value in values if value is not None), getattr(self, key))
+            for value, origin in told(key):
+                if value is not None:
+                    origins[key] = origin
+                    return value
+            return getattr(self, key)
 
         return RunSettings(
             threads=pick("threads", 1),
@@ -171,7 +206,10 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             max_queue=pick("max_queue", self.max_queue),
             max_queue_bytes=self.max_queue_bytes,
             default_timeout_s=first("default_timeout_s"),
+            slo_s=first("slo_s"),
             response_cache_bytes=first("response_cache_bytes"),
+            share_weights=first("share_weights"),
+            origins=origins,
         )
 
     def versions_of(self, name: str, config: ModelConfig, asked: ModelConfig = _NOTHING_TOLD) -> VersionPolicy:
@@ -190,7 +228,8 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How one model is run: `ServeSettings.for_model`, nothing left open."""
+    """How one model is run: `ServeSettings.for_model`, nothing left open. ``origins``: setting -> who said so; those
+    at their default are absent."""
 
     threads: int = 1
     lanes: int = 1
@@ -198,7 +237,10 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_queue: int = 1024
     max_queue_bytes: int = 1024 * _MIB
     default_timeout_s: float = 0.0
+    slo_s: float = 0.0
     response_cache_bytes: int = 0
+    share_weights: bool = False
+    origins: dict[str, str] = {}
 
     def __post_init__(self) -> None:
         """
@@ -209,6 +251,12 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
         for name, count in (("lanes", self.lanes), ("threads", self.threads)):
             if count > _MAX_THREADS:
                 raise InvalidArgument(f"{name}: got {count}, expected {_MAX_THREADS} or less: each is a thread")
+
+    @property
+    def explained(self) -> str:
+        """What decides how fast it runs, and who said so."""
+        values = {name: getattr(self, name) for name in ("threads", "lanes", "max_batch", "slo_s")}
+        return ", ".join(f"{name}={value:g} ({self.origins.get(name, 'default')})" for name, value in values.items())
 
 
 _MAX_THREADS: Final = 1024
@@ -227,13 +275,18 @@ _MINIMA: Final = {
     "max_string_bytes": 1,
     "watch_s": 0,
     "response_cache_bytes": 0,
+    "memory_budget_bytes": 0,
     "idle_timeout_s": 0.1,
     "max_queue": 1,
     "max_queue_bytes": 1,
     "default_timeout_s": 0,
+    "slo_s": 0,
     "max_batch": 0,
     "lanes": 0,
     "threads": 0,
+    "workers": 0,
+    "load_timeout_s": 0.1,
+    "max_run_s": 0,
     "drain_s": 0,
     "drain_delay_s": 0,
 }

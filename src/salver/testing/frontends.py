@@ -25,6 +25,7 @@ from salver.server.engine.base import (
     Timing,
     check_label,
     is_ragged,
+    not_awaited,
 )
 from salver.server.frontends import FRONTENDS, Frontend, Services
 from salver.server.frontends.access import Peer
@@ -83,7 +84,7 @@ class InlineRepository(Repository):
         self._known(name)
         return self._labels.get(name, {})
 
-    def move_label(self, name: str, label: str, version: str | None) -> None:
+    def move_label(self, name: str, label: str, version: str | None, done: Changed = not_awaited) -> None:
         check_label(label)
         found = {m.version: m for m in self._known(name)}
         if version is not None and version not in found:
@@ -95,6 +96,7 @@ class InlineRepository(Repository):
             labels.pop(label, None)
         else:
             labels[label] = version
+        done(None)
 
     def _known(self, name: str) -> list[SessionModel]:
         found = [m for m in self._models if m.name == name]

@@ -26,6 +26,11 @@ async def unload(repository: Repository, name: str, **more: Any) -> None:
     await _change(lambda done: repository.unload(name, done, **more))
 
 
+async def move(repository: Repository, name: str, label: str, version: str | None) -> None:
+    """Move a label, and raise why it cannot be moved."""
+    await _change(lambda done: repository.move_label(name, label, version, done))
+
+
 async def _change(begin: Callable[[Callable[[SalverError | None], None]], None]) -> None:
     ended: asyncio.Future[SalverError | None] = asyncio.get_running_loop().create_future()
     begin(ended.set_result)  # a second call would raise
@@ -81,7 +86,7 @@ class RepositoryConformance:
             with pytest.raises(NotFound):
                 repository.labels("no-such-model")
             with pytest.raises(NotFound):
-                repository.move_label("no-such-model", "stable", "1")
+                await move(repository, "no-such-model", "stable", "1")
 
         play(scenario)
 
@@ -89,14 +94,14 @@ class RepositoryConformance:
         async def scenario(engine: Engine) -> None:
             repository = engine.repository
             assert repository.labels("m") == {}
-            repository.move_label("m", "stable", "1")
+            await move(repository, "m", "stable", "1")
             assert engine.find("m", "stable").version == "1"
-            repository.move_label("m", "stable", "2")
+            await move(repository, "m", "stable", "2")
             assert engine.find("m", "stable").version == "2"
             assert repository.labels("m") == {"stable": "2"}
             assert engine.find("m", "1").version == "1"
-            repository.move_label("m", "stable", None)
-            repository.move_label("m", "stable", None)
+            await move(repository, "m", "stable", None)
+            await move(repository, "m", "stable", None)
             assert repository.labels("m") == {}
             with pytest.raises(NotFound):
                 engine.find("m", "stable")
@@ -107,7 +112,7 @@ class RepositoryConformance:
     def test_a_label_is_a_word(self, play: Play, label: str) -> None:
         async def scenario(engine: Engine) -> None:
             with pytest.raises(InvalidArgument):
-                engine.repository.move_label("m", label, "1")
+                await move(engine.repository, "m", label, "1")
             assert engine.repository.labels("m") == {}
 
         play(scenario)
@@ -115,10 +120,10 @@ class RepositoryConformance:
     def test_a_label_names_what_is_ready(self, play: Play) -> None:
         async def scenario(engine: Engine) -> None:
             with pytest.raises(NotFound):
-                engine.repository.move_label("m", "stable", "9")
+                await move(engine.repository, "m", "stable", "9")
             await unload(engine.repository, "m")
             with pytest.raises((NotFound, FailedPrecondition)):
-                engine.repository.move_label("m", "stable", "1")
+                await move(engine.repository, "m", "stable", "1")
             assert engine.repository.labels("m") == {}
 
         play(scenario)

@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from salver.core.model import Blob, Model
 from salver.core.tensors import Signature, TensorSpec
 from salver.server._loop import new_event_loop
 from salver.server.engine.base import InferRequest, Timing
+from salver.server.engine.config import ModelConfig
 from salver.server.engine.cost import CostModel
 from salver.server.engine.engine import RealTimeEngine
 from salver.server.engine.served import LoadedModel
@@ -310,6 +312,60 @@ def test_a_deadline_passes_in_the_queue_while_the_lane_is_busy(play: Any) -> Non
         gate.open.set()
         await first.answered
         assert session.batches == [1]
+
+    play(scenario)
+
+
+def test_what_misses_the_objective_in_the_queue_is_refused_and_told_when_to_come_back(play: Any) -> None:
+    async def scenario(engine: RealTimeEngine) -> None:
+        gate = Gate()
+        session = FunctionSession(SIGNATURE, gate)
+        model = add_model(engine, session, settings=RunSettings(slo_s=0.05, default_timeout_s=5.0))
+        first = await occupy(engine, model, gate)
+        assert model.oldest_run_s(monotonic()) > 0.0
+        late = Asked(2.0)
+        engine.submit(model, late.request)
+        await late.answered
+        assert isinstance(late.result, ResourceExhausted)
+        assert late.result.reason == "slo"
+        assert late.result.retry_after_s is not None
+        gate.open.set()
+        await first.answered
+        assert session.batches == [1]
+        assert model.oldest_run_s(monotonic()) == 0.0
+        assert model.scheduler is not None
+        assert model.scheduler.overhead_s > 0.0
+
+    play(scenario)
+
+
+def test_a_batch_is_padded_to_a_declared_size_and_only_its_rows_are_answered(play: Any) -> None:
+    async def scenario(engine: RealTimeEngine) -> None:
+        session = FunctionSession(SIGNATURE, double)
+        model = add_model(engine, session, config=ModelConfig(batch_sizes=(4, 8)))
+        asked = [Asked(float(number)) for number in range(9)]
+        for one in asked:
+            engine.submit(model, one.request)
+        await asyncio.gather(*(one.answered for one in asked))
+        assert [one.result["y"].tolist() for one in asked] == [[[2.0 * i] * 2] for i in range(9)]
+        assert session.batches == [8, 4]
+
+    play(scenario)
+
+
+def test_clients_take_turns(play: Any) -> None:
+    async def scenario(engine: RealTimeEngine) -> None:
+        gate = Gate()
+        model = add_model(engine, FunctionSession(SIGNATURE, gate), settings=RunSettings(max_batch=2))
+        first = await occupy(engine, model, gate)
+        asked = [Asked(float(number)) for number in range(5)]
+        for one, client in zip(asked, "aaaab", strict=True):
+            one.request.client = client
+            engine.submit(model, one.request)
+        gate.open.set()
+        await asyncio.gather(first.answered, *(one.answered for one in asked))
+        waited_s = [one.timing.queue_s for one in asked]
+        assert max(waited_s[0], waited_s[4]) < min(waited_s[1:4])
 
     play(scenario)
 

@@ -347,6 +347,51 @@ def test_a_label_names_only_what_is_ready(play: Callable[..., None], root: Path)
     play(scenario, versions="all")
 
 
+def test_labels_outlive_an_unload(play: Callable[..., None], root: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.manager.start()
+        for label, version in (("stable", "1"), ("canary", "3"), ("old", "2")):
+            bench.manager.move_label("m", label, version)
+        await bench.unload("m")
+        assert bench.manager.labels("m") == {}
+        bench.manager.move_label("m", "canary", None)
+        shutil.rmtree(root / "m" / "2")
+        await bench.load("m")
+        assert bench.manager.labels("m") == {"stable": "1"}
+        assert bench.served() == {"m:1": "READY", "m:3": "READY"}
+
+    play(scenario, versions="all")
+
+
+def test_a_version_that_fails_at_start_leaves_it_to_the_next_lower_one(play: Callable[..., None], root: Path) -> None:
+    for version in ("3", "2"):
+        (root / "m" / version / "model.onnx").write_bytes(b"no model")
+
+    async def scenario(bench: Bench) -> None:
+        (error,) = await bench.manager.start()
+        assert isinstance(error, CorruptArtifact)
+        assert bench.served() == {"m:1": "READY", "m:2": "UNAVAILABLE", "m:3": "UNAVAILABLE"}
+        assert await bench.ask() == 1.0
+        assert bench.engine.ready
+        adds(root / "m" / "3" / "model.onnx", 3)
+        await bench.load("m")
+        await asyncio.sleep(0.05)
+        assert bench.served() == {"m:3": "READY"}
+
+    play(scenario)
+
+
+def test_versions_that_were_named_have_no_substitute(play: Callable[..., None], root: Path) -> None:
+    (root / "m" / "3" / "model.onnx").write_bytes(b"no model")
+
+    async def scenario(bench: Bench) -> None:
+        await bench.manager.start()
+        assert bench.served() == {"m:3": "UNAVAILABLE"}
+        assert not bench.engine.ready
+
+    play(scenario, versions="3")
+
+
 def test_labels_of_the_folder_bring_their_versions(play: Callable[..., None], root: Path) -> None:
     config = root / "m" / "model.toml"
     config.write_text('labels = {stable = "1", old = "8"}')

@@ -32,6 +32,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         self.applied: dict[str, float | None] = {}
         self.served: dict[str, float] = {}
         self.labels: dict[str, str] = {}
+        self.kept: dict[str, str] = {}
         self.wanted = True
         self.loop = asyncio.new_event_loop()
         adds(self.root / "m" / "1" / "model.onnx", 0.0)
@@ -49,12 +50,18 @@ class RepositoryMachine(RuleBasedStateMachine):
         there = sorted(self.disk, key=int)
         if not there:
             return False
-        labelled = set(self.labels.values())
+        labelled = {*self.labels.values(), *self.kept.values()}
         chosen = [version for version in there if version in there[-KEPT:] or version in labelled]
         for version in chosen:
             value = self.disk[version]
             if value is not None:
                 self.served[version] = value
+        if not self.served:
+            lower = [version for version in there if int(version) < int(chosen[0]) and self.disk[version] is not None]
+            self.served = {version: self.disk[version] for version in lower[-1:]}
+        if self.served:
+            self.labels.update({label: version for label, version in self.kept.items() if version in self.served})
+            self.kept = {}
         sound = all(self.disk[version] is not None for version in chosen)
         if sound:
             self.served = {v: value for v, value in self.served.items() if v in chosen or v in labelled}
@@ -93,6 +100,7 @@ class RepositoryMachine(RuleBasedStateMachine):
     @rule()
     def unload(self) -> None:
         self.play(self.bench.unload("m"))
+        self.kept.update(self.labels)
         self.served, self.labels, self.wanted = {}, {}, False
 
     @rule()
@@ -115,6 +123,7 @@ class RepositoryMachine(RuleBasedStateMachine):
     def drop_label(self, label: str) -> None:
         self.bench.manager.move_label("m", label, None)
         self.labels.pop(label, None)
+        self.kept.pop(label, None)
 
     @invariant()
     def what_answers_is_what_should(self) -> None:

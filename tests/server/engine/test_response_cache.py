@@ -20,7 +20,8 @@ from salver.server.engine.engine import RealTimeEngine
 from salver.server.engine.pipeline import PipelineModel
 from salver.server.engine.response_cache import ResponseCache
 from salver.server.engine.served import LoadedModel
-from salver.server.monitoring.metrics import Metrics, ModelRecord
+from salver.server.monitoring.metrics import Metrics
+from salver.server.monitoring.record import ModelRecord
 from salver.server.settings import ModelSettings, RunSettings, ServeSettings
 from salver.testing.engine import FunctionSession, add_model
 

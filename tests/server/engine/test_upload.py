@@ -21,6 +21,9 @@ def test_files_are_laid_out_and_removed() -> None:
 
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(ResourceExhausted, match="cannot be kept"):
+        Upload({"1/model.onnx": b""})
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(InvalidArgument):
         Upload({"1/../model.onnx": b""})

@@ -14,7 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from salver.server.engine.base import Timing
 from salver.server.engine.served import LoadedModel
 from salver.server.monitoring.logs import LineFormatter
-from salver.server.monitoring.metrics import SECONDS, Histogram, Metrics
+from salver.server.monitoring.memory import KEPT
+from salver.server.monitoring.metrics import Metrics
+from salver.server.monitoring.record import SECONDS
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -30,9 +32,9 @@ def counted() -> tuple[Metrics, LoadedModel]:
     metrics.record(model, "OK", Timing(queue_s=0.001, compute_s=0.002, batch_rows=4), 0.004, 0.0005)
     metrics.record(model, "OK", Timing(queue_s=0.003, compute_s=0.002, batch_rows=4), 0.006, 0.0005)
     metrics.record(model, "RESOURCE_EXHAUSTED", None, 0.0001)
-    metrics.record_batch(model, 4, inline=True)
+    metrics.record_batch(model, 4, inline=True, run_s=0.002, waits_s=(0.001, 0.003), reason="full")
     metrics.record_split(model)
-    metrics.record_refused(model, "RESOURCE_EXHAUSTED")
+    metrics.record_refused(model, "RESOURCE_EXHAUSTED", "queue_full")
     metrics.limit_hit("max_body_bytes")
     metrics.connections = 3
     return metrics, model
@@ -43,7 +45,7 @@ def test_prometheus_text(counted: tuple[Metrics, LoadedModel]) -> None:
     at = (("model", "digits"), ("version", "2"))
     assert found["salver_request_total", (("code", "OK"), *at)] == 2
     assert found["salver_request_total", (("code", "RESOURCE_EXHAUSTED"), *at)] == 1
-    assert found["salver_refused_total", (("code", "RESOURCE_EXHAUSTED"), *at)] == 1
+    assert found["salver_refused_total", (("code", "RESOURCE_EXHAUSTED"), at[0], ("reason", "queue_full"), at[1])] == 1
     assert found["salver_request_seconds_count", at] == 3
     assert found["salver_queue_seconds_sum", at] == pytest.approx(0.004)
     assert found["salver_compute_seconds_count", at] == 2
@@ -51,6 +53,9 @@ def test_prometheus_text(counted: tuple[Metrics, LoadedModel]) -> None:
     assert found["salver_compute_seconds_bucket", (("le", "0.001"), *at)] == 0
     assert found["salver_compute_seconds_bucket", (("le", "0.0025"), *at)] == 2
     assert found["salver_batch_rows_bucket", (("le", "4"), *at)] == 1
+    assert found["salver_batch_rows_sum", at] == 4
+    assert found["salver_batch_seconds_total", at] == pytest.approx(0.002)
+    assert found["salver_closed_batches_total", (at[0], ("reason", "full"), at[1])] == 1
     assert found["salver_inline_batches_total", at] == 1
     assert found["salver_split_batches_total", at] == 1
     assert found["salver_model_state", (at[0], ("state", "LOADING"), at[1])] == 1
@@ -71,6 +76,14 @@ def test_statistics_are_triton_s(counted: tuple[Metrics, LoadedModel]) -> None:
         1,
     )
     assert stats["last_inference"] > 1_700_000_000_000
+    assert stats["batch_stats"] == [
+        {
+            "batch_size": 4,
+            "compute_input": {"count": 0, "ns": 0},
+            "compute_infer": {"count": 1, "ns": 2_000_000},
+            "compute_output": {"count": 0, "ns": 0},
+        }
+    ]
     inference = stats["inference_stats"]
     assert inference["success"]["count"] == 2
     assert inference["success"]["ns"] == pytest.approx(10_000_000, abs=2)
@@ -84,12 +97,43 @@ def test_a_model_that_was_never_asked_has_statistics() -> None:
     assert metrics.statistics(LoadedModel("m", "1", metrics))["inference_stats"]["success"] == {"count": 0, "ns": 0}
 
 
+def test_a_version_that_comes_back_counts_on_unless_many_went_after_it() -> None:
+    metrics = Metrics()
+
+    def serve(version: int) -> int:
+        model = LoadedModel("m", str(version), metrics)
+        metrics.record(model, "OK", None, 0.001)
+        count = metrics.of(model).total.count
+        metrics.forget(model)
+        return count
+
+    assert [serve(1), serve(1), serve(2), serve(1)] == [1, 2, 1, 3]
+    for version in range(3, 3 + KEPT):
+        assert serve(version) == 1
+    assert serve(1) == 1
+    assert len(list(metrics.memory.owners())) == KEPT
+    assert metrics.records == {}
+
+
+def test_a_successor_counts_on_while_its_predecessor_drains() -> None:
+    metrics = Metrics()
+    old, new = LoadedModel("m", "1", metrics), LoadedModel("m", "1", metrics)
+    metrics.record(old, "OK", None, 0.001)
+    metrics.record(new, "OK", None, 0.001)
+    metrics.record(old, "OK", None, 0.001)
+    metrics.forget(old)
+    assert metrics.of(new).codes == {"OK": 3}
+
+
 @given(st.lists(st.floats(0, 1e4), max_size=50))
 def test_a_histogram_counts_each_value_once_at_its_place(values: list[float]) -> None:
-    histogram = Histogram(SECONDS)
+    metrics = Metrics()
+    model = LoadedModel("m", "1", metrics)
     for value in values:
-        histogram.add(value)
+        metrics.record(model, "OK", None, value)
+    histogram = metrics.of(model).total
     assert histogram.count == len(values)
+    assert histogram.total == pytest.approx(sum(values))
     for i, bound in enumerate(SECONDS):
         assert sum(histogram.counts[: i + 1]) == sum(value <= bound for value in values)
 

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
 from salver.builder.search.trial import TrialResult, read_result, write_result
-
-
-def default_cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/salver``, or ``~/.cache/salver``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "salver"
 
 
 class TrialCache:

@@ -20,8 +20,8 @@ from salver.builder.search.measure import Question, check_labels, evaluate, rank
 from salver.builder.search.spool import SpooledDataset
 from salver.core.config import canonical_json
 from salver.core.errors import Code, PassNotApplicable, SalverError
+from salver.core.host import usable_cores
 from salver.core.model import Model, digest_bytes
-from salver.evaluation.host import usable_cores
 from salver.evaluation.types import Evaluation, Margin
 
 Kind = Literal["steer", "certify", "sensitivity"]

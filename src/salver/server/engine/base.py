@@ -62,12 +62,15 @@ class InferRequest:
             and parameters. The frontend builds it with `merge_key`.
         deadline_s: `time.monotonic()` after which no work may start on it; None for no deadline.
         priority: smaller is sooner; 0 for all who do not ask.
+        client: who sent it: the name on its certificate, else its user or host; None where that is not known. Clients
+            whose requests wait take turns.
         sequence: for a model with state, the sequence it belongs to; None for none.
         done: see `Done`.
     """
 
     __slots__ = (
         "arrived_s",
+        "client",
         "deadline_s",
         "done",
         "inputs",
@@ -91,6 +94,7 @@ class InferRequest:
         deadline_s: float | None = None,
         priority: int = 0,
         sequence: SequenceStep | None = None,
+        client: Hashable = None,
     ) -> None:
         self.inputs = inputs
         self.rows = rows
@@ -100,6 +104,7 @@ class InferRequest:
         self.deadline_s = deadline_s
         self.priority = priority
         self.sequence = sequence
+        self.client = client
         self.arrived_s = 0.0
         self.size_bytes = 0  # of the inputs; set when it is queued
         self.state = 0  # the scheduler's own mark
@@ -117,6 +122,59 @@ def merge_key(inputs: dict[str, Array], outputs: tuple[str, ...] | None, signatu
         inputs[s.name].shape[1:] for s in signature.inputs if not all(isinstance(d, int) for d in s.shape[1:])
     )
     return None if not ragged and outputs is None else (ragged, outputs)
+
+
+class BatchCost(msgspec.Struct, frozen=True):
+    """What a batch is expected to cost, as learned on line.
+
+    Args:
+        rows: its size.
+        mean_s: time it takes.
+        high_s: time that few exceed.
+    """
+
+    rows: int
+    mean_s: float
+    high_s: float
+
+
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model does in one process, as plain data.
+
+    Args:
+        name, version, state, reason, tested: as of `ServedModel`.
+        gauges: what waits and runs now.
+        lanes: batches that may run at the same time; 0 where it has no lanes of its own, as a pipeline.
+        threads: inside one run.
+        max_batch: rows in one batch, 1 where requests are not merged.
+        merge: whether requests may share a batch.
+        merge_reason: why not, or where the knowledge comes from.
+        may_inline: whether its backend can run on the event loop.
+        inline: whether batches of one row run there now.
+        tail_s: CPU time that a batch of one row rarely exceeds; 0 where it is not known.
+        costs: what batches of 1, 2, 4, ... rows are expected to cost, by what was learned; empty where nothing was.
+        doubling: throughput with batches of twice ``max_batch`` rows, over that with ``max_batch``, by what was
+            learned; 0 where nothing was.
+        slo_s: the objective for the time of a request; 0 for none.
+    """
+
+    name: str
+    version: str
+    state: ModelState
+    reason: str = ""
+    tested: bool = False
+    gauges: dict[str, int] = {}
+    lanes: int = 0
+    threads: int = 0
+    max_batch: int = 1
+    merge: bool = False
+    merge_reason: str = ""
+    may_inline: bool = False
+    inline: bool = False
+    tail_s: float = 0.0
+    costs: tuple[BatchCost, ...] = ()
+    doubling: float = 0.0
+    slo_s: float = 0.0
 
 
 class ServedModel(abc.ABC):
@@ -144,6 +202,21 @@ class ServedModel(abc.ABC):
         """What waits and runs now: ``queued`` requests, ``queued_rows``, ``running`` batches."""
         return {}
 
+    def oldest_run_s(self, now: float) -> float:
+        """Age of the oldest batch that runs, at a `time.monotonic()`; 0 when none does."""
+        return 0.0
+
+    def facts(self) -> ModelFacts:
+        """How it does, for statistics."""
+        return ModelFacts(
+            name=self.name,
+            version=self.version,
+            state=self.state,
+            reason=self.reason,
+            tested=self.tested,
+            gauges=self.gauges(),
+        )
+
 
 class IndexEntry(msgspec.Struct, frozen=True):
     """One line of the repository's index; ``version`` is empty for a model of which none is loaded."""
@@ -156,6 +229,10 @@ class IndexEntry(msgspec.Struct, frozen=True):
 
 Changed = Callable[["SalverError | None"], None]
 """Called once on the event loop when a change of the repository is done: None, or why it failed."""
+
+
+def not_awaited(error: SalverError | None) -> None:
+    """A `Changed` for those who do not wait."""
 
 
 def check_label(label: str) -> None:
@@ -217,11 +294,11 @@ class Repository(abc.ABC):
         """Label -> version of a model: ``stable``, ``canary``."""
 
     @abc.abstractmethod
-    def move_label(self, name: str, label: str, version: str | None) -> None:
+    def move_label(self, name: str, label: str, version: str | None, done: Changed = not_awaited) -> None:
         """Let a label name another version, or none.
 
         Raises:
-            NotFound: no such model or version.
+            NotFound: no such model or version. What is wrong is raised, or given to ``done``.
             FailedPrecondition: the version is not ready.
             InvalidArgument: a label that is a number, or not a word.
         """

@@ -7,6 +7,7 @@ the server's settings for the model, which win.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
@@ -179,8 +180,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Args:
         versions: which versions are served.
         labels: label -> version at start.
-        threads, lanes, max_batch, max_queue, default_timeout_s: as `ModelSettings`.
+        threads, lanes, max_batch, max_queue, default_timeout_s, slo_s: as `ModelSettings`.
+        batch_sizes: the numbers of rows that the model is run with, rising; a batch of another number is padded to the
+            next one. Empty for any. As ``allowed_batch_sizes`` of TensorFlow Serving.
         response_cache_bytes: memory for answers that may be given again; 0 for none.
+        share_weights: as `ModelSettings`.
         sequence: for a model with state.
         pipeline: steps, for a model that is made of others.
         warm_up: further runs before it is ready.
@@ -196,7 +200,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_batch: int | None = None
     max_queue: int | None = None
     default_timeout_s: float | None = None
+    slo_s: float | None = None
+    batch_sizes: tuple[int, ...] = ()
     response_cache_bytes: int | None = None
+    share_weights: bool | None = None
     sequence: SequenceConfig | None = None
     pipeline: PipelineConfig | None = None
     warm_up: tuple[WarmUp, ...] = ()
@@ -204,3 +211,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     inputs: tuple[TensorConfig, ...] = ()
     outputs: tuple[TensorConfig, ...] = ()
     ignored: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        sizes = (0, *self.batch_sizes)
+        if any(size <= before for before, size in pairwise(sizes)):
+            raise InvalidArgument(f"batch_sizes: got {list(self.batch_sizes)}, expected rising whole numbers from 1")

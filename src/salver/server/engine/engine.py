@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from salver.core.errors import AlreadyExists, NotFound, Unavailable
 from salver.server.engine.base import Engine, InferRequest, ServedModel
+from salver.server.engine.marks import Marks
 from salver.server.engine.memory import give_back
 from salver.server.engine.servable import Servable
 from salver.server.engine.served import LoadedModel
@@ -32,6 +33,8 @@ class RealTimeEngine(Engine):
         """Model -> label -> version; who changes it calls `refresh`."""
         self.absent: dict[str, str] = {}
         """Models that are known and of which no version is loaded, and why."""
+        self.marks: Marks | None = None
+        """Where it is noted what runs; None for nowhere."""
         self._draining = False
         self.loading = False
         """Whether more models are on their way, which perhaps have no name yet; not ready before they are there."""
@@ -62,7 +65,6 @@ class RealTimeEngine(Engine):
         if old is None or old is model:
             return None
         self._retiring.add(old)
-        self.metrics.succeed(old, model)
         return old
 
     async def retire(self, model: Servable, timeout_s: float) -> None:
@@ -73,7 +75,7 @@ class RealTimeEngine(Engine):
             model.state, model.reason = "UNLOADING", "unloading"
             self.refresh()
         model.drain()
-        await _wait_idle((model,), timeout_s)
+        await wait_idle((model,), timeout_s)
         model.close()
         self._retiring.discard(model)
         if self._models.get((model.name, model.version)) is model:
@@ -150,7 +152,7 @@ class RealTimeEngine(Engine):
             level = [model for model in models if model.depth == depth]
             for model in level:
                 model.drain()
-            if not await _wait_idle(level, until - asyncio.get_running_loop().time()):
+            if not await wait_idle(level, until - asyncio.get_running_loop().time()):
                 return False
         return True
 
@@ -168,7 +170,8 @@ class RealTimeEngine(Engine):
         return list({*self._models.values(), *self._retiring})
 
 
-async def _wait_idle(models: Sequence[Servable], timeout_s: float) -> bool:
+async def wait_idle(models: Sequence[Servable], timeout_s: float) -> bool:
+    """Wait until nothing waits or runs; False when something still did after ``timeout_s``."""
     loop = asyncio.get_running_loop()
     until = loop.time() + timeout_s
     while not all(model.idle for model in models):

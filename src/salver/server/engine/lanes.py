@@ -26,7 +26,7 @@ Execute = Callable[[Batch], Answers]
 
 
 def execute(session: Session, batched: bool, batch: Batch) -> Answers:
-    """Run a batch.
+    """Run a batch. Where the model is run with more rows than there are, the last is repeated.
 
     Args:
         batched: whether the model has a batch dimension, so that output rows must equal input rows.
@@ -36,14 +36,18 @@ def execute(session: Session, batched: bool, batch: Batch) -> Answers:
     """
     requests = batch.requests
     first = requests[0]
-    if len(requests) == 1:
+    padding = batch.run_rows - batch.rows
+    if len(requests) == 1 and not padding:
         outputs = session.run(first.inputs, first.outputs)
         if batched:
             _check_rows(outputs, batch.rows)
         return [outputs]
-    merged = {name: np.concatenate([request.inputs[name] for request in requests]) for name in first.inputs}
-    outputs = session.run(merged, first.outputs)
-    _check_rows(outputs, batch.rows)
+    parts = {name: [request.inputs[name] for request in requests] for name in first.inputs}
+    if padding:
+        for arrays in parts.values():
+            arrays.append(arrays[-1][-1:].repeat(padding, 0))
+    outputs = session.run({name: np.concatenate(arrays) for name, arrays in parts.items()}, first.outputs)
+    _check_rows(outputs, batch.run_rows)
     stop = 0
     cuts = [(stop, stop := stop + request.rows) for request in requests]
     if len(outputs) == 1:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from time import perf_counter, thread_time
 from typing import Any, Final
@@ -15,18 +17,24 @@ from salver.backends.base import Session, SessionOptions
 from salver.bundle import Bundle, replay
 from salver.bundle.calibrate import synthetic_inputs
 from salver.core.arrays import Array
-from salver.core.errors import FailedPrecondition, SalverError
+from salver.core.cache import default_cache_dir
+from salver.core.errors import FailedPrecondition, NotFound, SalverError
 from salver.core.tensors import Signature
 from salver.evaluation import check_invariance
 from salver.server.engine.base import batchable
-from salver.server.engine.config import ModelConfig, WarmUp
+from salver.server.engine.config import ModelConfig, WarmUp, is_version
 from salver.server.engine.cost import CostModel
 from salver.server.engine.declared import check_declared, name_classes
 from salver.server.engine.folder import Told
-from salver.server.engine.repository import open_model
+from salver.server.engine.memory import give_back
+from salver.server.engine.repository import BUNDLE_SUFFIX, RAW_SUFFIX, open_model
 from salver.server.engine.stateful import Stateful
 from salver.server.settings import RunSettings, ServeSettings
+from salver.server.tuned import read_tuned
 
+_LOG = logging.getLogger(__name__)
+_WEIGHTS: Final = "weights"
+_LARGE_BYTES: Final = 1 << 20
 _WARM_RUNS: Final = 5
 _WARM_S: Final = 0.2
 _ROWS: Final = 8
@@ -47,6 +55,7 @@ class Loaded(msgspec.Struct, frozen=True):
         merge_reason: why not, or where the knowledge comes from.
         cost: of batches, from warm-up.
         inline: whether a run keeps the calling thread busy from start to end.
+        weights_bytes: of the model's files.
     """
 
     session: Session
@@ -55,6 +64,7 @@ class Loaded(msgspec.Struct, frozen=True):
     merge_reason: str
     cost: CostModel
     inline: bool
+    weights_bytes: int
 
 
 def load(bundle: Bundle, settings: RunSettings, config: ModelConfig = _NOTHING_TOLD) -> Loaded:
@@ -65,7 +75,13 @@ def load(bundle: Bundle, settings: RunSettings, config: ModelConfig = _NOTHING_T
         InvalidArgument: its folder says of its tensors what is not so.
         SalverError: the model cannot be loaded.
     """
-    session = open_session(bundle.model, SessionOptions(threads=settings.threads))
+    shared = str(default_cache_dir() / _WEIGHTS) if settings.share_weights else ""
+    session = open_session(bundle.model, SessionOptions(threads=settings.threads, shared_weights=shared))
+    weights_bytes = bundle.model.size_bytes
+    if not bundle.sealed:
+        weights_bytes += sum(path.stat().st_size for path in _beside(bundle.path))
+    if shared and not session.shares_weights:
+        _LOG.info("the weights of '%s' are not shared between workers: %s", bundle.name, session.not_shared)
     try:
         check_declared(config, session.signature)
         golden = bundle.golden
@@ -82,10 +98,37 @@ def load(bundle: Bundle, settings: RunSettings, config: ModelConfig = _NOTHING_T
         cost, inline = _time_alone(view, inputs, settings.max_batch if merge else 1)
         for more in config.warm_up:
             warm_up(view, inputs, more)
-        return Loaded(session, len(golden), merge, reason, cost, inline)
+        if weights_bytes >= _LARGE_BYTES:
+            give_back()  # a load takes up to twice the weights for a moment
+        return Loaded(session, len(golden), merge, reason, cost, inline, weights_bytes)
     except BaseException:
         session.close()
         raise
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What is known of a model without loading it.
+
+    Args:
+        path: of the file.
+        bundle: opened, or wrapped.
+        settings: how it is run.
+        signature: what clients send and get.
+        file_bytes: of its file, and of what lies beside a bare one.
+        stamp: size, time of change and inode of these.
+    """
+
+    path: Path
+    bundle: Bundle
+    settings: RunSettings
+    signature: Signature
+    file_bytes: int
+    stamp: tuple[tuple[int, int, int], ...]
+
+    @property
+    def platform(self) -> str:
+        """As the Open Inference Protocol writes it: ``onnx_onnxv1``."""
+        return f"{self.bundle.model.format}_{self.bundle.model.format}v1"
 
 
 class Tasted(msgspec.Struct, frozen=True):
@@ -96,8 +139,8 @@ class Tasted(msgspec.Struct, frozen=True):
     settings: RunSettings
 
 
-def taste(path: Path, name: str, told: Told, settings: ServeSettings) -> Tasted:
-    """Open a file and `load` it. Blocks; call it on a thread.
+def look_at(path: Path, name: str, told: Told, settings: ServeSettings) -> Known:
+    """Open a file without loading the model. Blocks; call it on a thread.
 
     Args:
         path: of a bundle or an ONNX file.
@@ -106,15 +149,53 @@ def taste(path: Path, name: str, told: Told, settings: ServeSettings) -> Tasted:
         settings: of the server.
 
     Raises:
-        SalverError: it cannot be served, and why.
+        SalverError: it cannot be opened, or does not fit what its folder says.
     """
+    stamp = _stamp((path, *_beside(path)))
     bundle = open_model(path, name)
     if told.class_names:
         signature = name_classes(bundle.signature, told.class_names)
         bundle.model = msgspec.structs.replace(bundle.model, signature=signature)
+    check_declared(told.config, bundle.signature)
+    sequence = told.config.sequence
+    served = bundle.signature if sequence is None else Stateful(bundle.signature, sequence).served
     hints = bundle.record.hints if bundle.record is not None else {}
-    run = settings.for_model(name, hints, told.config, told.asked)
-    return Tasted(bundle, load(bundle, run, told.config), run)
+    run = settings.for_model(name, hints, told.config, told.asked, read_tuned(path, bundle.digest))
+    return Known(path, bundle, run, served, sum(size for size, _, _ in stamp), stamp)
+
+
+def _stamp(paths: Iterable[Path]) -> tuple[tuple[int, int, int], ...]:
+    try:
+        facts = [path.stat() for path in paths]
+    except OSError as error:
+        raise NotFound(f"the model's files cannot be read: {error}") from None
+    return tuple((fact.st_size, fact.st_mtime_ns, fact.st_ino) for fact in facts)
+
+
+def _beside(path: Path) -> list[Path]:
+    """What is probably a bare model's external data: it lies in its version's folder, or has its name."""
+    if path.suffix == BUNDLE_SUFFIX or not path.parent.is_dir():
+        return []
+    others = sorted(p for p in path.parent.iterdir() if p.suffix not in (RAW_SUFFIX, BUNDLE_SUFFIX) and p.is_file())
+    return [other for other in others if is_version(path.parent.name) or other.name.startswith(path.stem)]
+
+
+def taste(path: Path, name: str, told: Told, settings: ServeSettings, known: Known | None = None) -> Tasted:
+    """Open a file and `load` it. Blocks; call it on a thread.
+
+    Args:
+        path, name, told, settings: as `look_at`.
+        known: what that found, where it was called already.
+
+    Raises:
+        FailedPrecondition: the files changed since it was.
+        SalverError: it cannot be served, and why.
+    """
+    if known is None:
+        known = look_at(path, name, told, settings)
+    elif known.stamp != _stamp((path, *_beside(path))):
+        raise FailedPrecondition(f"'{path}' has changed since it was looked at; load the model again")
+    return Tasted(known.bundle, load(known.bundle, known.settings, told.config), known.settings)
 
 
 def _make_inputs(session: Session) -> dict[str, Array]:
@@ -220,5 +301,7 @@ def describe(bundle: Bundle, loaded: Loaded, settings: RunSettings, config: Mode
         "threads": settings.threads,
         "lanes": settings.lanes,
         "max_batch": settings.max_batch if loaded.merge else 1,
+        "weights": "shared" if loaded.session.shares_weights else "private",
+        "weights_bytes": loaded.weights_bytes,
         "config_ignored": list(config.ignored),
     }

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from salver.core.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, SalverError, Unavailable
-from salver.server.engine.base import Changed, IndexEntry, Repository, check_label
+from salver.server.engine.base import Changed, IndexEntry, Repository, check_label, not_awaited
+from salver.server.engine.budget import MemoryBudget
 from salver.server.engine.engine import RealTimeEngine
-from salver.server.engine.managed import ManagedModel, Origin
+from salver.server.engine.managed import ManagedModel
+from salver.server.engine.planned import Origin, PlannedModel
 from salver.server.engine.repository import Sources, check_name
 from salver.server.engine.upload import Upload, check_names
 from salver.server.settings import ServeSettings
@@ -21,42 +24,32 @@ _LOADS: Final = max(2, min(4, os.cpu_count() or 1))
 """Models that are loaded at the same time."""
 
 
-class ModelManager(Repository):
-    """Loads models from sources into an engine, and follows what administrators and the folders say.
+M = TypeVar("M", bound=PlannedModel)
+L = TypeVar("L", bound=ManagedModel)
 
-    Lives on the event loop. Disks are read, and models loaded and tasted, on threads; what answers is changed on the
-    loop, between two requests. Changes of one model follow one another; those of several run beside one another.
+
+class Keeper(abc.ABC, Generic[M]):
+    """Follows what administrators and the folders say of models, whoever serves them.
+
+    Lives on the event loop. Disks are read on threads. Changes of one model follow one another; those of several run
+    beside one another.
 
     Args:
-        engine: that serves them.
-        sources: where they come from.
+        sources: where models come from.
         settings: of the server.
     """
 
-    def __init__(self, engine: RealTimeEngine, sources: Sources, settings: ServeSettings) -> None:
-        self._engine = engine
+    def __init__(self, sources: Sources, settings: ServeSettings) -> None:
         self._sources = sources
         self._settings = settings
-        self._models: dict[str, ManagedModel] = {}
+        self._models: dict[str, M] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slots = asyncio.Semaphore(_LOADS)
         self._stopped = False
         self._trouble = ""
 
-    # The port
-
-    def index(self) -> Sequence[IndexEntry]:
-        served: dict[str, list[IndexEntry]] = {name: [] for name in self._models}
-        for model in self._engine.models():
-            known = self._models.get(model.name)
-            failed = known.failed.get(model.version, known.failed.get("")) if known and known.versions else None
-            reason = model.reason or (f"the last load failed: {failed[1].message}" if failed else "")
-            served.setdefault(model.name, []).append(IndexEntry(model.name, model.version, model.state, reason))
-        for name, entries in served.items():
-            entries.sort(key=lambda entry: int(entry.version))
-            if not entries:
-                entries.append(IndexEntry(name, "", "UNAVAILABLE", self._engine.absent.get(name, "not loaded")))
-        return [entry for entries in served.values() for entry in entries]
+    @abc.abstractmethod
+    def make(self, name: str) -> M:
+        """A model that becomes known."""
 
     def load(
         self,
@@ -68,10 +61,7 @@ class ModelManager(Repository):
     ) -> None:
         self._check_running()
         if files is not None:
-            if not self._settings.allow_uploads:
-                raise FailedPrecondition("this server takes no uploads; start it with --allow-uploads")
-            check_name(name)
-            check_names(files)
+            self._check_upload(name, files)
         self._start(self._load(name, config, files), done)
 
     def unload(self, name: str, done: Changed, *, dependents: bool = False) -> None:
@@ -84,17 +74,22 @@ class ModelManager(Repository):
     def labels(self, name: str) -> Mapping[str, str]:
         return dict(self._find(name).labels)
 
-    def move_label(self, name: str, label: str, version: str | None) -> None:
+    def check_move(self, name: str, label: str, version: str | None) -> M:
+        """The model whose label is to name a version.
+
+        Raises:
+            NotFound, FailedPrecondition, InvalidArgument: as `Repository.move_label`.
+        """
         check_label(label)
         model = self._find(name)
         if version is not None and version not in model.versions:
-            states = {m.version: m.state for m in model.loaded}
+            states = model.states
             if version not in states:
                 raise NotFound(f"model '{name}' has no version '{version}'; served: {', '.join(states) or 'none'}")
             raise FailedPrecondition(
                 f"version {version} of model '{name}' is {states[version]}; what a label names must be READY"
             )
-        model.move_label(label, version)
+        return model
 
     # The server
 
@@ -119,7 +114,7 @@ class ModelManager(Repository):
             tasks.append(self._start(self._refresh(model)))
         if tasks:
             await asyncio.wait(tasks)
-        return [error for task in tasks if (error := _outcome(task)) is not None]
+        return [error for task in tasks if (error := outcome_of(task)) is not None]
 
     async def watch(self) -> None:
         """Look at the folders every ``watch_s``, until cancelled."""
@@ -182,7 +177,7 @@ class ModelManager(Repository):
             if step in self._models and not self._users(step):
                 await self._take_out(self._models[step], "unloaded")
 
-    def _follow(self, model: ManagedModel) -> Coroutine[Any, Any, None] | None:
+    def _follow(self, model: M) -> Coroutine[Any, Any, None] | None:
         """What the watch has to do for a model."""
         stamp = None if model.shelf is None else model.shelf.stamp
         quiet, model.seen = stamp == model.seen, stamp
@@ -192,7 +187,7 @@ class ModelManager(Repository):
             return self._take_out(model, "its files were removed")
         return self._refresh(model, again=False) if model.wanted else None
 
-    async def _take_out(self, model: ManagedModel, reason: str) -> None:
+    async def _take_out(self, model: M, reason: str) -> None:
         model.operations += 1
         try:
             async with model.lock:
@@ -203,7 +198,7 @@ class ModelManager(Repository):
 
     async def _refresh(
         self,
-        model: ManagedModel,
+        model: M,
         *,
         read: Callable[[], Awaitable[Origin]] | None = None,
         again: bool = True,
@@ -223,14 +218,14 @@ class ModelManager(Repository):
                 try:
                     await self._load_steps(model, origin, (*chain, model.name))
                 except SalverError as error:
-                    model.fail(error)
+                    await model.fail(error)
                     raise
                 await model.refresh(origin, again=again)
         finally:
             model.operations -= 1
             self._forget_if_gone(model)
 
-    async def _load_steps(self, model: ManagedModel, origin: Origin, chain: tuple[str, ...]) -> None:
+    async def _load_steps(self, model: M, origin: Origin, chain: tuple[str, ...]) -> None:
         """Load the models that a pipeline is made of and that are not served.
 
         Raises:
@@ -262,23 +257,19 @@ class ModelManager(Repository):
                 model.shelf = None
                 self._forget_if_gone(model)
 
-    def _know(self, name: str) -> ManagedModel:
+    def _know(self, name: str) -> M:
         model = self._models.get(name)
         if model is None:
-            model = ManagedModel(name, self._engine, self._settings, self._slots, self._start)
-            self._models[name] = model
-            self._engine.absent[name] = "not loaded"
+            model = self._models[name] = self.make(name)
         return model
 
-    def _forget_if_gone(self, model: ManagedModel) -> None:
+    def _forget_if_gone(self, model: M) -> None:
         """A model that is neither in a source nor in service is known no more."""
         if model.shelf is None and not model.versions and not model.operations:
             self._models.pop(model.name, None)
-            self._engine.absent.pop(model.name, None)
-            for left in model.loaded:
-                self._start(self._engine.retire(left, 0.0))
+            model.forget()
 
-    def _find(self, name: str) -> ManagedModel:
+    def _find(self, name: str) -> M:
         if name not in self._models:
             known = ", ".join(sorted(self._models)) or "none"
             raise NotFound(f"no model '{name}' in the repository; known: {known}")
@@ -289,8 +280,14 @@ class ModelManager(Repository):
         return [
             f"'{other.name}'"
             for other in self._models.values()
-            if name in other.steps and any(model.state == "READY" for model in other.loaded)
+            if name in other.steps and "READY" in other.states.values()
         ]
+
+    def _check_upload(self, name: str, files: Mapping[str, bytes]) -> None:
+        if not self._settings.allow_uploads:
+            raise FailedPrecondition("this server takes no uploads; start it with --allow-uploads")
+        check_name(name)
+        check_names(files)
 
     def _check_running(self) -> None:
         if self._stopped:
@@ -302,7 +299,7 @@ class ModelManager(Repository):
 
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            error = _outcome(task)
+            error = outcome_of(task)
             if done is not None:
                 done(error)
 
@@ -310,7 +307,48 @@ class ModelManager(Repository):
         return task
 
 
-def _outcome(task: asyncio.Task[None]) -> SalverError | None:
+class EngineKeeper(Keeper[L], Repository):
+    """Models in an engine. They are loaded and tasted on threads; what answers is changed on the loop, between two
+    requests.
+
+    Args:
+        engine: that serves them.
+        sources: where they come from.
+        settings: of the server.
+    """
+
+    def __init__(self, engine: RealTimeEngine, sources: Sources, settings: ServeSettings) -> None:
+        super().__init__(sources, settings)
+        self._engine = engine
+        self._slots = asyncio.Semaphore(_LOADS)
+        self.budget = MemoryBudget.of(settings)
+
+    def index(self) -> Sequence[IndexEntry]:
+        served: dict[str, list[IndexEntry]] = {name: [] for name in self._models}
+        for model in self._engine.models():
+            known = self._models.get(model.name)
+            failed = known.failed.get(model.version, known.failed.get("")) if known and known.versions else None
+            reason = model.reason or (f"the last load failed: {failed[1].message}" if failed else "")
+            served.setdefault(model.name, []).append(IndexEntry(model.name, model.version, model.state, reason))
+        for name, entries in served.items():
+            entries.sort(key=lambda entry: int(entry.version))
+            if not entries:
+                entries.append(IndexEntry(name, "", "UNAVAILABLE", self._engine.absent.get(name, "not loaded")))
+        return [entry for entries in served.values() for entry in entries]
+
+    def move_label(self, name: str, label: str, version: str | None, done: Changed = not_awaited) -> None:
+        self.check_move(name, label, version).move_label(label, version)
+        done(None)
+
+
+class ModelManager(EngineKeeper[ManagedModel]):
+    """The repository of a server of one process."""
+
+    def make(self, name: str) -> ManagedModel:
+        return ManagedModel(name, self._engine, self._settings, self._slots, self._start, self.budget)
+
+
+def outcome_of(task: asyncio.Task[None]) -> SalverError | None:
     """Why a change was not made."""
     if task.cancelled():
         return Unavailable("the server is stopping")

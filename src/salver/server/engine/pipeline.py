@@ -181,7 +181,7 @@ class PipelineModel(Servable):
             flow.start()
         except SalverError as error:
             flow.abandon()
-            self.engine.metrics.record_refused(self, error.code)
+            self.engine.metrics.record_refused(self, error.code, error.reason or "other")
             raise
 
     def _reserve(self, sequence: int | str) -> None:
@@ -340,7 +340,8 @@ class _Flow:
                     return
         self._pending = 0
         pipeline.ended(request)
-        pipeline.engine.metrics.record_batch(pipeline, request.rows, False)
+        metrics = pipeline.engine.metrics
+        metrics.record_batch(pipeline, request.rows, False, self._compute_s, (self._queue_s,), "alone")
         request.done(outputs, Timing(self._queue_s, self._compute_s, request.rows))
 
     def _named(self, index: int, error: SalverError) -> SalverError:

@@ -17,6 +17,7 @@ from salver.core.errors import AlreadyExists, InvalidArgument, NotFound, SalverE
 from salver.core.model import Blob, Model, Step
 from salver.server.engine.config import is_version
 from salver.server.engine.folder import OWN_CONFIG, TRITON_CONFIG
+from salver.server.settings import ServeSettings
 
 BUNDLE_SUFFIX: Final = ".salver"
 RAW_SUFFIX: Final = ".onnx"
@@ -79,6 +80,12 @@ class Sources:
         if name and (len(self._paths) != 1 or self._paths[0].is_dir()):
             what = f"the folder '{self._paths[0]}'" if len(self._paths) == 1 else f"{len(self._paths)} sources"
             raise InvalidArgument(f"name '{name}' was given for {what}; it names one file")
+
+    @classmethod
+    def of(cls, settings: ServeSettings) -> Sources:
+        """Those of a server."""
+        named = {name: model.source for name, model in settings.models.items() if model.source}
+        return cls(settings.sources, settings.name, named)
 
     def check(self, *, may_be_empty: bool = False) -> None:
         """Look at names of files only, and refuse what can never be served.
@@ -175,6 +182,14 @@ def shelve(folder: Path, name: str) -> Shelf:
     return _read_versions(folder, name)
 
 
+def stamp_of(shelf: Shelf, version: str) -> Stamp | None:
+    """The stamp that a version has now; the shelf's own while nobody wrote to its files."""
+    path = shelf.files.get(version)
+    if path is None:
+        return None
+    return _stamp([path]) if path == shelf.origin else _stamp_folder(path.parent)
+
+
 def _claimed_twice(shelf: Shelf, first: Shelf) -> AlreadyExists:
     return AlreadyExists(f"model '{first.name}' is given twice: '{first.origin}' and '{shelf.origin}'; rename one")
 
@@ -241,7 +256,7 @@ def _read_versions(folder: Path, name: str) -> Shelf:
         name=name,
         origin=folder,
         files=files,
-        stamps={version: _stamp(sorted(path.parent.rglob("*"))) for version, path in files.items()},
+        stamps={version: _stamp_folder(path.parent) for version, path in files.items()},
         empty=tuple(empty),
         settings=own,
         left_out=tuple(child for child in children if child not in versions),
@@ -257,6 +272,10 @@ def _find_models(folder: Path) -> list[Path]:
 
 def _folders(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "_")))
+
+
+def _stamp_folder(folder: Path) -> Stamp:
+    return _stamp(sorted(folder.rglob("*")))
 
 
 def _stamp(paths: Iterable[Path]) -> Stamp:

@@ -16,7 +16,7 @@ import numpy as np
 from salver.core.arrays import Array
 from salver.core.errors import SalverError
 from salver.server.engine.base import Done, InferRequest, Timing
-from salver.server.monitoring.metrics import ModelRecord
+from salver.server.monitoring.record import ModelRecord
 
 _ENTRY_BYTES: Final = 1024  # what Python's objects of one entry take besides the data
 

@@ -26,15 +26,16 @@ from salver.core.errors import (
 from salver.server.engine.base import InferRequest, SequenceStep
 from salver.server.engine.config import SequenceConfig
 from salver.server.engine.cost import CostModel
+from salver.server.engine.queues import QUEUED
 from salver.server.engine.scheduler import (
     CANCELLED,
     DONE,
-    QUEUED,
     SLACK,
     Batch,
     Limits,
     Scheduler,
     WaitUntil,
+    because,
     measure,
 )
 from salver.server.engine.stateful import State, Stateful
@@ -136,6 +137,8 @@ class SequenceScheduler(Scheduler):
         """
         self._now = now
         self._expire_idle()
+        if self._slo_s and request.deadline_s is None:
+            request.deadline_s = now + self._slo_s
         step = _step(request)
         self._check(request, step)
         sequence = self._live.get(step.id)
@@ -226,13 +229,14 @@ class SequenceScheduler(Scheduler):
 
     def _check(self, request: InferRequest, step: SequenceStep) -> None:
         if self._closing:
-            raise Unavailable("the model is draining: it takes no new requests")
+            raise because("draining", Unavailable("the model is draining: it takes no new requests"))
         if self._stateful.batched and request.rows != 1:
             raise InvalidArgument(f"got {request.rows} rows, expected 1: each request is one step of one sequence")
         self._stateful.check_id(step.id)
         if request.deadline_s is not None and request.deadline_s < self._now:
             late_s = self._now - request.deadline_s
-            raise DeadlineExceeded(f"the deadline passed {late_s:.3g} s before the request was queued")
+            told = f"the deadline passed {late_s:.3g} s before the request was queued"
+            raise because("deadline", DeadlineExceeded(told))
 
     def _check_room(self, size: int, now: float) -> None:
         waiting = self.queued + self._waiting
@@ -240,11 +244,11 @@ class SequenceScheduler(Scheduler):
         taken = self.queued_bytes + self._waiting_bytes
         if waiting and (waiting >= limits.max_queue or taken + size > limits.max_queue_bytes):
             wait_s = max(self.wait_s(now), self.cost.mean_s(1) * self._waiting, 0.001)
-            raise ResourceExhausted(
+            told = (
                 f"the queue is full: {waiting} requests ({taken} bytes) wait, at most {limits.max_queue} "
-                f"({limits.max_queue_bytes} bytes) may; retry in about {wait_s:.3g} s",
-                retry_after_s=wait_s,
+                f"({limits.max_queue_bytes} bytes) may; retry in about {wait_s:.3g} s"
             )
+            raise because("queue_full", ResourceExhausted(told, retry_after_s=wait_s))
 
     def _begin(self, name: int | str) -> _Sequence:
         if len(self._live) >= self._config.max_sequences:
@@ -361,8 +365,8 @@ class SequenceScheduler(Scheduler):
         else:
             heapq.heappush(self._free, sequence.slot)
 
-    def _refuse(self, request: InferRequest, error: SalverError) -> None:
-        super()._refuse(request, error)
+    def _reject(self, request: InferRequest, error: SalverError) -> None:
+        super()._reject(request, error)
         self._settle(request, None)
 
     def _drop(self, request: InferRequest, error: SalverError) -> None:
@@ -390,7 +394,8 @@ class SequenceScheduler(Scheduler):
         while heap and (heap[0][0] < self._now or heap[0][2].state != WAITING):
             deadline_s, _, request = heapq.heappop(heap)
             waited_s = deadline_s - request.arrived_s
-            self._drop(request, DeadlineExceeded(f"the deadline passed after {waited_s:.3g} s in the queue"))
+            late = DeadlineExceeded(f"the deadline passed after {waited_s:.3g} s in the queue")
+            self._drop(request, because("deadline", late))
 
     def _expire_idle(self) -> None:
         before_s = self._now - self._config.idle_timeout_s

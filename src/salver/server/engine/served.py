@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import Any, Final
 
+import msgspec
+
 from salver.backends.base import Session
 from salver.core.errors import SalverError
 from salver.core.tensors import Signature, TensorSpec
-from salver.server.engine.base import InferRequest, ModelState, Timing, batchable, is_ragged
+from salver.server.engine.base import BatchCost, InferRequest, ModelFacts, ModelState, Timing, batchable, is_ragged
 from salver.server.engine.config import ModelConfig
 from salver.server.engine.cost import CostModel
 from salver.server.engine.lanes import Execute, Lane, Run, attempt, execute, execute_slots
@@ -25,8 +28,8 @@ from salver.server.monitoring.metrics import Metrics
 from salver.server.settings import RunSettings
 
 INLINE_S: Final = 200e-6
-"""A batch whose median CPU time is below this runs on the event loop. A thread hop costs about 50 µs of
-CPU, and four times that is as long as other connections may be kept waiting for one batch."""
+"""A batch whose CPU time, at the 99.9th percentile, is below this runs on the event loop. A thread hop costs about
+50 µs of CPU, and four times that is as long as other connections may be kept waiting for one batch."""
 
 _JOIN_S: Final = 0.2
 _TICK_S: Final = 0.001  # the resolution of the event loop's timers
@@ -60,6 +63,7 @@ class LoadedModel(Servable):
         self._metrics = metrics
         self._changed = changed
         self._session: Session
+        self._settings: RunSettings
         self._scheduler: Scheduler
         self._opened = False
         self._cache: ResponseCache | None = None
@@ -68,6 +72,8 @@ class LoadedModel(Servable):
         self._kicked = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_s = 0.0
+        self._kicked_at_s = 0.0
+        self._lag_s = 0.0  # for which the event loop was last busy with something else
 
     def open(
         self,
@@ -97,7 +103,12 @@ class LoadedModel(Servable):
         self.signature = session.signature if stateful is None else stateful.served
         self.ragged = is_ragged(self.signature)
         self._inline = inline
+        self._slo_s = settings.slo_s
         self._timeout_s = settings.default_timeout_s
+        if 0.0 < self._slo_s <= self._timeout_s:
+            self._timeout_s = 0.0
+        self._settings = settings
+        self._merge = merge
         self._scheduler = _scheduler(session.signature, stateful, settings, config, merge, cost)
         self.stateful = stateful is not None
         self._execute: Execute = partial(execute, session, batchable(session.signature))
@@ -125,6 +136,38 @@ class LoadedModel(Servable):
             gauges["cache_bytes"] = self._cache.size_bytes
         return gauges
 
+    def facts(self) -> ModelFacts:
+        facts = super().facts()
+        if not self._opened:
+            return facts
+        settings, cost = self._settings, self._scheduler.cost
+        most = settings.max_batch if self._merge else 1
+        once_s, twice_s, tail_s = cost.mean_s(most), cost.mean_s(2 * most), cost.cpu_s(1)
+        sizes = [1 << power for power in range(most.bit_length())] if once_s else []
+        return msgspec.structs.replace(
+            facts,
+            lanes=len(self._lanes),
+            threads=settings.threads,
+            max_batch=most,
+            merge=self._merge,
+            merge_reason=str(self.metadata.get("merge_reason", "")),
+            may_inline=self._inline,
+            inline=self._inline and tail_s < INLINE_S,
+            tail_s=tail_s if math.isfinite(tail_s) else 0.0,
+            costs=tuple(BatchCost(rows, cost.mean_s(rows), cost.high_s(rows)) for rows in sizes),
+            doubling=2 * once_s / twice_s if twice_s else 0.0,
+            slo_s=settings.slo_s,
+        )
+
+    @property
+    def scheduler(self) -> Scheduler | None:
+        """Its queue and what is known of it; None before it was opened and after it was closed."""
+        return self._scheduler if self._opened else None
+
+    def oldest_run_s(self, now: float) -> float:
+        """Age of the oldest batch that runs, at a `time.monotonic()`; 0 when none does."""
+        return self._scheduler.oldest_run_s(now) if self._opened else 0.0
+
     def submit(self, request: InferRequest) -> None:
         if self.state != "READY":
             raise self.unavailable()
@@ -136,11 +179,15 @@ class LoadedModel(Servable):
         try:
             self._scheduler.submit(request, now)
         except SalverError as error:
-            self._metrics.record_refused(self, error.code)
+            self._metrics.record_refused(self, error.code, error.reason or "other")
             raise
         # Not at once: whatever else arrives in this turn of the loop can share the batch.
-        if self._free or request.deadline_s is not None:
-            self._kick_soon()
+        if self._free:
+            if not self._kicked:
+                self._kicked_at_s = now
+                self._kick_soon()
+        elif request.deadline_s is not None:
+            self._wake_at(request.deadline_s, now)
 
     def _kick_soon(self) -> None:
         if not self._kicked:
@@ -191,10 +238,13 @@ class LoadedModel(Servable):
         self._kicked = False
         scheduler = self._scheduler
         now = monotonic()
+        if self._kicked_at_s:
+            self._lag_s = now - self._kicked_at_s
+            self._kicked_at_s = 0.0
         lane = self._free[-1] if self._free else 0
         found = scheduler.next_batch(lane, now)
         while type(found) is Batch:
-            if self._inline and scheduler.cost.cpu_s(found.rows) < INLINE_S:
+            if self._inline and scheduler.cost.is_short(found.run_rows, INLINE_S):
                 self._run_inline(found)
                 if scheduler.queued or self.stateful:
                     self._kick_soon()  # let the loop read sockets between two batches
@@ -208,8 +258,7 @@ class LoadedModel(Servable):
 
     def _run_inline(self, batch: Batch) -> None:
         ran = attempt(self._execute, batch)
-        self._settle(batch, ran, inline=True)
-        self._answer(batch, ran)
+        self._answer(batch, ran, self._settle(batch, ran, inline=True))
 
     def _ran(self, batch: Batch, ran: Run) -> None:
         """On a lane's thread."""
@@ -219,30 +268,39 @@ class LoadedModel(Servable):
             _LOG.warning("%s: a batch of %d rows ended after the server", self.name, batch.rows)
 
     def _after_lane(self, batch: Batch, ran: Run) -> None:
-        self._settle(batch, ran, inline=False)
+        ended_s = self._settle(batch, ran, inline=False)
+        self._lag_s = ended_s - batch.started_s - ran.compute_s
         self._free.append(batch.lane)
         self._kick()  # the lane first, then the answers: encoding must not keep it idle
-        self._answer(batch, ran)
+        self._answer(batch, ran, ended_s)
 
-    def _settle(self, batch: Batch, ran: Run, *, inline: bool) -> None:
+    def _settle(self, batch: Batch, ran: Run, *, inline: bool) -> float:
+        """Tell the scheduler how a batch ended; returns when."""
+        now = monotonic()
         if ran.error is not None:
             self._scheduler.fail(batch, ran.error)
             if len(batch.requests) > 1 and not self.stateful:
                 self._metrics.record_split(self)
         else:
-            self._scheduler.complete(batch, monotonic(), ran.cpu_s, ran.answers)
-            self._metrics.record_batch(self, batch.rows, inline)
+            self._scheduler.complete(batch, now, ran.cpu_s, ran.answers)
+            started_s = batch.started_s
+            waits_s = [started_s - request.arrived_s for request in batch.requests]
+            self._metrics.record_batch(self, batch.rows, inline, ran.compute_s, waits_s, batch.reason)
+        return now
 
-    def _answer(self, batch: Batch, ran: Run) -> None:
+    def _answer(self, batch: Batch, ran: Run, ended_s: float) -> None:
         started_s, compute_s, rows = batch.started_s, ran.compute_s, batch.rows
         for request, outputs in zip(batch.requests, ran.answers, strict=False):
             if request.state == DONE:
                 _call(request, outputs, Timing(started_s - request.arrived_s, compute_s, rows))
+        if self._slo_s and ran.answers:
+            self._scheduler.answered(batch, monotonic() - ended_s + self._lag_s)
 
     def _answer_refused(self) -> None:
         for request, error in self._scheduler.take_refused():
             if request.state == DONE:
-                self._metrics.record_refused(self, error.code)
+                if error.reason:  # else its run failed
+                    self._metrics.record_refused(self, error.code, error.reason)
                 _call(request, error, None)
 
     def _wake_at(self, at_s: float, now: float) -> None:
@@ -275,11 +333,14 @@ def _scheduler(
     merge: bool,
     cost: CostModel,
 ) -> Scheduler:
+    sizes = () if stateful is not None else config.batch_sizes
     limits = Limits(
-        max_batch=settings.max_batch,
+        max_batch=min(settings.max_batch, *sizes[-1:]) if sizes else settings.max_batch,
         max_queue=settings.max_queue,
         max_queue_bytes=settings.max_queue_bytes,
         lanes=settings.lanes,
+        slo_s=settings.slo_s,
+        batch_sizes=sizes,
     )
     batched = batchable(signature)
     merge = merge and batched

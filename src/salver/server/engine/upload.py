@@ -43,7 +43,10 @@ class Upload:
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         check_names(files)
-        self._folder = tempfile.TemporaryDirectory(prefix="salver-upload-")
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix="salver-upload-")
+        except OSError as error:
+            raise _full(error) from None
         self.path = Path(self._folder.name)
         try:
             for name, content in files.items():
@@ -52,8 +55,12 @@ class Upload:
                 path.write_bytes(content)
         except OSError as error:
             self.close()
-            raise ResourceExhausted(f"the files that were sent cannot be kept: {error}") from None
+            raise _full(error) from None
 
     def close(self) -> None:
         """Remove the files."""
         self._folder.cleanup()
+
+
+def _full(error: OSError) -> ResourceExhausted:
+    return ResourceExhausted(f"the files that were sent cannot be kept: {error}")

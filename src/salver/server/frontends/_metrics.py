@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from salver.core.errors import SalverError
 from salver.server.engine.base import ServedModel
-from salver.server.frontends.base import Frontend, Route
+from salver.server.frontends.base import Frontend, Observed, Route
 from salver.server.frontends.http.exchange import Exchange
 
 _TEXT: Final = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
@@ -25,4 +26,9 @@ class MetricsFrontend(Frontend):
         return {"/metrics": {"get": {"summary": "Metrics", "tags": ["server"], "responses": {"200": ok}}}}
 
     def _render(self, exchange: Exchange) -> None:
-        exchange.respond(self.services.metrics.render(), _TEXT)
+        def show(observed: Observed | SalverError) -> None:
+            if isinstance(observed, SalverError):
+                raise observed
+            exchange.respond(observed.render(), _TEXT)
+
+        self.services.metrics.collect(lambda observed: exchange.attempt(show, observed))

@@ -16,7 +16,7 @@ from salver.core.errors import InvalidArgument, NotFound, SalverError, Unavailab
 from salver.core.tensors import TensorSpec
 from salver.server.engine.base import ServedModel
 from salver.server.frontends.access import Peer
-from salver.server.frontends.base import Frontend, Route, Services, find_all, find_any
+from salver.server.frontends.base import Frontend, Observed, Route, Services, find_all, find_any
 from salver.server.frontends.http.exchange import BINARY, JSON, Exchange
 from salver.server.frontends.oip.codec import ModelCodec
 from salver.server.frontends.oip.extensions import list_extensions
@@ -140,7 +140,12 @@ class OipRestFrontend(Frontend):
         self._answer_stats(exchange, find_all(self._engine, *_named(exchange)))
 
     def _answer_stats(self, exchange: Exchange, models: Sequence[ServedModel]) -> None:
-        exchange.respond(jsonio.encode({"model_stats": [self._metrics.statistics(m) for m in models]}))
+        def show(observed: Observed | SalverError) -> None:
+            if isinstance(observed, SalverError):
+                raise observed
+            exchange.respond(msgspec.json.encode({"model_stats": [observed.statistics(m) for m in models]}))
+
+        self._metrics.collect(lambda observed: exchange.attempt(show, observed))
 
     # Inference
 

@@ -24,12 +24,15 @@ class Peer(msgspec.Struct, frozen=True):
         uid: user of the process on the other end of a Unix socket; None elsewhere.
         names: subject and alternative names of the certificate that the client proved to have (mTLS).
         is_tls: whether the connection is encrypted.
+        client: whose requests these are when clients take turns: the certificate's first name, else the user of a Unix
+            socket, else the host, whatever the connection.
     """
 
     address: str = ""
     uid: int | None = None
     names: tuple[str, ...] = ()
     is_tls: bool = False
+    client: str = ""
 
 
 Authenticator = Callable[[Mapping[bytes, bytes], Peer], frozenset[Scope] | None]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from salver.core.errors import InvalidArgument, NotFound, TooLarge, Unavailable
+from salver.core.errors import InvalidArgument, NotFound, SalverError, TooLarge, Unavailable
 from salver.server.engine.base import Engine, ServedModel, Timing
 from salver.server.frontends.access import Scope
 from salver.server.frontends.dataplane import Dataplane
@@ -41,11 +41,18 @@ class Metrics(Protocol):
     def limit_hit(self, name: str) -> None:
         """A limit refused something: the name of the setting, such as ``max_body_bytes``."""
 
+    def collect(self, shown: Callable[[Observed | SalverError], None], /) -> None:
+        """What all processes of the server counted, now or later, once; or why that cannot be told."""
+
+
+class Observed(Protocol):
+    """A server at one moment."""
+
     def render(self) -> bytes:
         """Everything, in the Prometheus text format."""
 
     def statistics(self, model: ServedModel) -> dict[str, Any]:
-        """One entry of ``model_stats``, as Triton's statistics extension writes it."""
+        """One entry of ``model_stats``, as Triton's statistics extension writes it, and more under ``salver``."""
 
 
 class HttpSettings(Protocol):

@@ -60,7 +60,7 @@ def error_fields(error: SalverError, status: int) -> bytes:
         return error.fields
     if status == 401:
         return b"www-authenticate: Bearer\r\n"
-    if status not in _MAY_RETRY:
+    if status not in _MAY_RETRY and error.retry_after_s is None:
         return b""
     return b"retry-after: %d\r\n" % max(1, math.ceil(error.retry_after_s or _DEFAULT_RETRY_S))
 

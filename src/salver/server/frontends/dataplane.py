@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 from salver.core.arrays import Array
 from salver.core.errors import Code, InvalidArgument, SalverError, TooLarge
 from salver.server.engine.base import Engine, InferRequest, SequenceStep, ServedModel, Timing, merge_key
+from salver.server.frontends.access import Peer
 
 Encode = Callable[[dict[str, Array]], None]
 """Writes the answer from the outputs; what it raises becomes the answer."""
@@ -33,6 +34,10 @@ class Reply(Protocol):
 
     cancel: Callable[[], None] | None
     code: str
+
+    @property
+    def peer(self) -> Peer:
+        """Who asked."""
 
     def fail(self, error: SalverError) -> None:
         """Answer with an error."""
@@ -81,6 +86,7 @@ class Dataplane:
         inference = _Inference(reply, model, encode, self.metrics, started_s)
         request = InferRequest(inputs, rows, inference.done)
         request.deadline_s = deadline_s
+        request.client = reply.peer.client
         if outputs is not None or model.ragged:
             request.outputs = outputs
             request.key = merge_key(inputs, outputs, model.signature)

@@ -7,6 +7,7 @@ the file has at that moment.
 
 from __future__ import annotations
 
+import abc
 import os
 import stat
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Final
 import msgspec
 
 from salver.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, TooLarge
+from salver.server.engine.base import Changed, not_awaited
 from salver.server.frontends.access import Peer
 
 FOLDER: Final = Path("/dev/shm")  # where shm_open(3) keeps its objects on Linux
@@ -24,6 +26,10 @@ MAX_REGIONS: Final = 256
 
 MAX_NAME_BYTES: Final = 255
 _OPEN: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+
+Identity = tuple[int, int]
+"""Device and inode of an object."""
 
 
 class Region(msgspec.Struct, frozen=True):
@@ -39,6 +45,22 @@ class Region(msgspec.Struct, frozen=True):
     key: str
     offset: int
     byte_size: int
+
+
+class Registry(abc.ABC):
+    """Makes regions known to all processes of a server."""
+
+    @abc.abstractmethod
+    def attach(self, memory: SharedMemory) -> None:
+        """Be the registry of this process's regions, and tell it those that there are."""
+
+    @abc.abstractmethod
+    def add(self, region: Region, done: Changed) -> None:
+        """Let all open a region."""
+
+    @abc.abstractmethod
+    def remove(self, name: str | None, done: Changed) -> None:
+        """Let all forget a region, or all of them."""
 
 
 class SharedMemory:
@@ -66,11 +88,15 @@ class SharedMemory:
         self._limit_hit = limit_hit
         self._folder = folder
         self._regions: dict[str, tuple[Region, int]] = {}
+        self.registry: Registry | None = None
+        """Where this is one of several processes."""
 
-    def register(self, name: str, key: str, offset: int, byte_size: int, peer: Peer) -> None:
+    def register(
+        self, name: str, key: str, offset: int, byte_size: int, peer: Peer, done: Changed = not_awaited
+    ) -> None:
         """Make part of a shared memory object known under a name. The object stays open, whatever becomes of its file.
 
-        Raises:
+        Raises (or gives to ``done``):
             FailedPrecondition: shared memory is off, or `MAX_REGIONS` are registered.
             PermissionDenied: the caller, the key or the object's owner is not one that may.
             InvalidArgument: the part does not lie within the object, or the name is empty or too long.
@@ -91,26 +117,67 @@ class SharedMemory:
             if self._limit_hit is not None:
                 self._limit_hit("shared_memory_regions")
             raise FailedPrecondition(f"{MAX_REGIONS} shared memory regions are registered; unregister one first")
-        fd = self._open(key)
+        region = Region(name, key, offset, byte_size)
+        if self.registry is not None:
+            self.registry.add(region, done)
+            return
+        self.add(region)
+        done(None)
+
+    def add(self, region: Region, identity: Identity | None = None) -> Identity:
+        """Open a region.
+
+        Args:
+            identity: which object it must be; None for the one that has the key now.
+
+        Returns:
+            Which object it is.
+
+        Raises:
+            PermissionDenied, InvalidArgument, NotFound: as `register`.
+            FailedPrecondition: it is another object.
+        """
+        fd = self._open(region.key)
         try:
-            _check_object(fd, key)
-            _check_within(fd, name, offset + byte_size)
+            found = _check_object(fd, region.key)
+            _check_within(fd, region.name, region.offset + region.byte_size)
+            if identity not in (None, found):
+                raise FailedPrecondition(f"shared memory object '{region.key}' was replaced while it was registered")
         except BaseException:
             os.close(fd)
             raise
-        self._regions[name] = Region(name, key, offset, byte_size), fd
+        self.take(region, fd)
+        return found
 
-    def unregister(self, name: str | None, peer: Peer) -> None:
+    def take(self, region: Region, fd: int) -> None:
+        """Have a region whose object is open already."""
+        self.drop(region.name)
+        self._regions[region.name] = region, fd
+
+    def drop(self, name: str | None) -> None:
+        """Forget a region, or all of them."""
+        if name is None:
+            self.close()
+        elif name in self._regions:
+            os.close(self._regions.pop(name)[1])
+
+    @property
+    def open_regions(self) -> list[tuple[Region, int]]:
+        """All, with their open files."""
+        return list(self._regions.values())
+
+    def unregister(self, name: str | None, peer: Peer, done: Changed = not_awaited) -> None:
         """Forget a region, or all of them; one that is not there is forgotten already.
 
         Raises:
             FailedPrecondition, PermissionDenied: as `register`.
         """
         self._check_peer(peer)
-        if not name:
-            self.close()
-        elif name in self._regions:
-            os.close(self._regions.pop(name)[1])
+        if self.registry is not None:
+            self.registry.remove(name or None, done)
+            return
+        self.drop(name or None)
+        done(None)
 
     def status(self, name: str | None, peer: Peer) -> list[Region]:
         """One region, or all in the order of their registration.
@@ -237,10 +304,11 @@ def _slashed(key: str) -> str:
     return "/" + key.removeprefix("/").encode("utf-8", "replace").decode()
 
 
-def _check_object(fd: int, key: str) -> None:
+def _check_object(fd: int, key: str) -> Identity:
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
         raise PermissionDenied(f"'{key}' is not a shared memory object of the server's own user")
+    return found.st_dev, found.st_ino
 
 
 def _check_within(fd: int, name: str, end: int) -> None:

@@ -1,96 +1,63 @@
-"""Counters and histograms of the request path: plain numbers, recorded on the event loop, rendered at a scrape."""
+"""Counters and histograms of the request path: numbers in memory, added to on the event loop, shown at a scrape."""
 
 from __future__ import annotations
 
+import math
+import os
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from time import time
 from typing import Any, Final
 
-from salver.core.registry import load
+from salver.core.errors import SalverError
 from salver.server.engine.base import ServedModel, Timing
+from salver.server.monitoring.history import INTERVAL_S, History
+from salver.server.monitoring.memory import KEPT, Cells, Memory, Names
+from salver.server.monitoring.observed import Observed, ProcessView
+from salver.server.monitoring.record import (
+    COMPUTE,
+    ENCODE,
+    FAILED,
+    FAILED_S,
+    INLINE_BATCHES,
+    INLINE_S,
+    QUEUE,
+    REFUSED,
+    SECONDS,
+    SPLIT_BATCHES,
+    SUM,
+    ModelRecord,
+)
 
-SECONDS: Final = (*(base * 10.0**power for power in range(-5, 1) for base in (1, 2.5, 5)), 10.0, 30.0, 60.0)
-"""Bucket bounds of the time histograms: 10 µs to 60 s."""
+LIMIT: Final = "limit"
+"""Kind of block: hits of a limit, by its name."""
 
-ROWS: Final = tuple(float(1 << i) for i in range(11))
-"""Bucket bounds of the batch size histogram."""
-
-# Loaded at the first scrape: prometheus_client costs 60 ms of cold start.
-_EXPORTER: Final = "salver.server.monitoring._prometheus:PrometheusExporter"
-
-
-class Histogram:
-    """Counts per bucket (not cumulative; the last is over all bounds), and the sum. Not safe between threads."""
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-
-    def add(self, value: float) -> None:
-        """Count a value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-    @property
-    def count(self) -> int:
-        """Number of values."""
-        return sum(self.counts)
-
-
-class ModelRecord:
-    """What was counted of one version of a model."""
-
-    __slots__ = (
-        "batch_rows",
-        "cache_hit",
-        "cache_miss",
-        "codes",
-        "compute",
-        "encode",
-        "failed_s",
-        "inferences",
-        "inline_batches",
-        "last_ms",
-        "queue",
-        "refused",
-        "split_batches",
-        "total",
-    )
-
-    def __init__(self) -> None:
-        self.codes: dict[str, int] = {}
-        self.total = Histogram(SECONDS)
-        self.queue = Histogram(SECONDS)
-        self.compute = Histogram(SECONDS)
-        self.encode = Histogram(SECONDS)
-        self.batch_rows = Histogram(ROWS)
-        self.cache_hit = Histogram(SECONDS)
-        self.cache_miss = Histogram(SECONDS)
-        self.refused: dict[str, int] = {}
-        self.failed_s = 0.0
-        self.inferences = 0
-        self.inline_batches = 0
-        self.split_batches = 0
-        self.last_ms = 0
+Shown = Callable[["Observed | SalverError"], None]
+"""Called once on the event loop: the server as it is, or why that cannot be told."""
 
 
 class Metrics:
-    """All metrics of a server. Everything but `render` is called on the event loop only, and costs about a microsecond.
+    """All metrics of a process. Everything but `render` and `statistics` is called on the event loop only, and costs
+    less than a microsecond.
 
     Args:
         models: all models there are now, asked at a scrape.
+        memory: where numbers are kept; None for memory of this process alone.
     """
 
-    def __init__(self, models: Callable[[], Sequence[ServedModel]] = tuple) -> None:
+    def __init__(self, models: Callable[[], Sequence[ServedModel]] = tuple, memory: Memory | None = None) -> None:
         self.models = models
-        self.records: dict[ServedModel, ModelRecord] = {}
-        self.limits: dict[str, int] = {}
+        self.memory = memory or Memory()
         self.connections = 0
         self.started_s = time()
+        self.collect: Callable[[Shown], None] = self._collect_own
+        """Gives the whole server's numbers, not this process's alone; another one where it is one of several."""
+        self.records: dict[ServedModel, ModelRecord] = {}
+        """Of models that were asked and are not gone."""
+        self._gone: dict[Names, None] = {}
+        self._cells: dict[ServedModel, Cells] = {}
+        self._history = History(self.started_s)
+        self._mark_at_ms = (self.started_s + INTERVAL_S) * 1000.0
 
     def record(
         self, model: ServedModel, code: str, timing: Timing | None, total_s: float, encode_s: float = 0.0
@@ -103,95 +70,123 @@ class Metrics:
             total_s: from the last byte of the request to the answer written.
             encode_s: the part of that spent encoding the answer.
         """
-        record = self.records.get(model) or self.of(model)
-        record.codes[code] = record.codes.get(code, 0) + 1
-        place = bisect_left(SECONDS, total_s)
-        record.total.counts[place] += 1
-        record.total.total += total_s
-        if timing is None:  # it failed, or its answer was there already
-            if code != "OK":
-                record.failed_s += total_s
-            return
-        # Histogram.add, without the calls: this runs for every request.
-        queue_s, compute_s = timing.queue_s, timing.compute_s
-        histogram = record.queue
-        histogram.counts[bisect_left(SECONDS, queue_s)] += 1
-        histogram.total += queue_s
-        histogram = record.compute
-        histogram.counts[bisect_left(SECONDS, compute_s)] += 1
-        histogram.total += compute_s
-        histogram = record.encode
-        histogram.counts[bisect_left(SECONDS, encode_s)] += 1
-        histogram.total += encode_s
+        try:
+            cells = self._cells[model]
+        except KeyError:
+            cells = self.of(model).cells
+        # `OK` is what is left of the total when failures are taken off: one store less in every request.
+        cells[bisect_left(SECONDS, total_s)] += 1.0
+        cells[SUM] += total_s
+        if code != "OK":
+            self.of(model).count(FAILED, code)
+            cells[FAILED_S] += total_s
+        if timing is not None:
+            cells[ENCODE + bisect_left(SECONDS, encode_s)] += 1.0
+            cells[ENCODE + SUM] += encode_s
 
-    def record_batch(self, model: ServedModel, rows: int, inline: bool) -> None:
-        """Count a batch that ran well."""
-        record = self.records.get(model) or self.of(model)
-        record.batch_rows.add(rows)
-        record.inferences += rows
-        record.inline_batches += inline
-        record.last_ms = int(time() * 1000)
+    def record_batch(
+        self, model: ServedModel, rows: int, inline: bool, run_s: float, waits_s: Sequence[float], reason: str
+    ) -> None:
+        """Count a batch that ran well.
+
+        Args:
+            inline: whether it ran on the event loop.
+            run_s: how long.
+            waits_s: how long each of its requests had waited.
+            reason: why it took no more of them.
+        """
+        try:
+            record = self.records[model]
+            size, closed = record.by_rows[rows], record.by_reason[reason]
+        except KeyError:
+            record = self.of(model)
+            size, closed = record.places(rows, reason)
+        cells = record.cells
+        total_s = 0.0
+        for wait_s in waits_s:
+            cells[QUEUE + bisect_left(SECONDS, wait_s)] += 1.0
+            total_s += wait_s
+        cells[QUEUE + SUM] += total_s
+        count = len(waits_s)
+        cells[COMPUTE + bisect_left(SECONDS, run_s)] += count
+        cells[COMPUTE + SUM] += run_s * count
+        size[0] += 1.0
+        size[1] += run_s
+        closed[0] += 1.0
+        if inline:
+            cells[INLINE_BATCHES] += 1.0
+            cells[INLINE_S] += run_s
+        record.last[0] = now_ms = time() * 1000.0
+        if now_ms >= self._mark_at_ms:
+            self._mark(now_ms / 1000.0)
 
     def record_split(self, model: ServedModel) -> None:
         """Count a batch that failed and is run again in halves."""
-        self.of(model).split_batches += 1
+        self.of(model).cells[SPLIT_BATCHES] += 1.0
 
-    def record_refused(self, model: ServedModel, code: str) -> None:
-        """Count a request that was refused without a run: queue full, deadline passed, draining."""
-        refused = self.of(model).refused
-        refused[code] = refused.get(code, 0) + 1
+    def record_refused(self, model: ServedModel, code: str, reason: str) -> None:
+        """Count a request that was refused without a run, and why: queue full, deadline passed, draining."""
+        self.of(model).count(REFUSED, code, reason)
 
     def limit_hit(self, name: str) -> None:
         """Count something that a limit stopped (``max_connections``, ``max_body_bytes``, ...)."""
-        self.limits[name] = self.limits.get(name, 0) + 1
+        self.memory.block(LIMIT, (), (name,))[0] += 1.0
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """What limits stopped, by their names."""
+        return {detail[0]: int(cells[0]) for detail, cells in self.memory.details(LIMIT).items()}
 
     def of(self, model: ServedModel) -> ModelRecord:
-        """What was counted of a model; made on first use."""
+        """What was counted of a model. One that takes the place of another, under its name and version, counts on."""
         record = self.records.get(model)
         if record is None:
-            record = self.records[model] = ModelRecord()
+            record = self.records[model] = ModelRecord(self.memory, model.name, model.version)
+            self._cells[model] = record.cells
+            self._gone.pop(record.owner, None)
         return record
 
-    def succeed(self, old: ServedModel, new: ServedModel) -> None:
-        """Count on where another took the place of a model: same name, same version."""
-        self.records[new] = self.of(old)
-
     def forget(self, model: ServedModel) -> None:
-        """Drop what was counted of a model that is gone."""
-        self.records.pop(model, None)
+        """A model is gone. What was counted of its version is shown again when that is served again, if it was one of
+        the last to go."""
+        record = self.records.pop(model, None)
+        self._cells.pop(model, None)
+        if record is None or any(other.owner == record.owner for other in self.records.values()):
+            return
+        self._gone.pop(record.owner, None)
+        self._gone[record.owner] = None
+        if len(self._gone) > KEPT:
+            owner = next(iter(self._gone))
+            del self._gone[owner]
+            self.memory.drop(owner)
+
+    def view(self) -> ProcessView:
+        """How this process does now."""
+        return ProcessView.of(self.connections, self.models())
+
+    def observe(self) -> Observed:
+        """This process, whether or not it is one of several."""
+        now_s = time()
+        self._mark(now_s)
+        recent, recent_s = self._history.recent(self.memory, now_s)
+        return Observed(self.memory, recent, recent_s, [self.view()], self.started_s, [os.getpid()])
+
+    def follow(self, collect: Callable[[Shown], None]) -> None:
+        """This process is one of several from now on, and somebody else keeps their history."""
+        self.collect = collect
+        self._mark_at_ms = math.inf
 
     def render(self) -> bytes:
-        """Everything, in the Prometheus text format 0.0.4."""
-        text: bytes = load(_EXPORTER)(self).render()
-        return text
+        """This process in the Prometheus text format."""
+        return self.observe().render()
 
     def statistics(self, model: ServedModel) -> dict[str, Any]:
-        """One entry of ``model_stats``, as Triton's statistics extension names things (times in nanoseconds)."""
-        record = self.of(model)
-        ok = record.codes.get("OK", 0)
-        ran = record.queue.count
-        total_ns, failed_ns = _ns(record.total.total - record.failed_s), _ns(record.failed_s)
-        nothing = {"count": 0, "ns": 0}
-        return {
-            "name": model.name,
-            "version": model.version,
-            "last_inference": record.last_ms,
-            "inference_count": record.inferences,
-            "execution_count": record.batch_rows.count,
-            "inference_stats": {
-                "success": {"count": ok, "ns": total_ns},
-                "fail": {"count": sum(record.codes.values()) - ok, "ns": failed_ns},
-                "queue": {"count": ran, "ns": _ns(record.queue.total)},
-                "compute_input": nothing,
-                "compute_infer": {"count": ran, "ns": _ns(record.compute.total)},
-                "compute_output": {"count": ran, "ns": _ns(record.encode.total)},
-                "cache_hit": {"count": record.cache_hit.count, "ns": _ns(record.cache_hit.total)},
-                "cache_miss": {"count": record.cache_miss.count, "ns": _ns(record.cache_miss.total)},
-            },
-            "batch_stats": [],
-            "memory_usage": [],
-        }
+        """As `Observed.statistics`, of this process."""
+        return self.observe().statistics(model)
 
+    def _collect_own(self, shown: Shown) -> None:
+        shown(self.observe())
 
-def _ns(seconds: float) -> int:
-    return int(seconds * 1e9)
+    def _mark(self, now_s: float) -> None:
+        self._history.mark(self.memory, now_s)
+        self._mark_at_ms = (now_s + INTERVAL_S) * 1000.0

@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from salver.core.errors import InvalidArgument, Unavailable
-from salver.server.frontends.http.addresses import bind_unix, parse_address, remove_unix, show_address
+from salver.server.addresses import bind_unix, parse_address, remove_unix, show_address
 from salver.server.frontends.http.server import HttpServer
 from salver.server.monitoring.metrics import Metrics
 from salver.server.settings import ServeSettings

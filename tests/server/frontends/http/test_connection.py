@@ -606,7 +606,7 @@ def test_a_defect_in_a_handler_is_500_and_the_connection_lives(server, monkeypat
     def explode() -> bytes:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr(server.metrics, "render", explode)
+    monkeypatch.setattr(server.metrics, "observe", explode)
     with server.connect() as sock:
         sock.sendall(get("/metrics"))
         answer, _ = server.read_answer(sock, "GET")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from salver.core.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
-from salver.server.frontends.http.addresses import parse_address
+from salver.server.addresses import parse_address
 from salver.server.frontends.http.router import Router
 from salver.server.frontends.http.server import HttpServer, date_line
 from salver.server.monitoring.metrics import Metrics
@@ -55,7 +55,7 @@ def test_a_socket_may_be_handed_down(engine):
         sock = socket.socket()
         sock.bind(("127.0.0.1", 0))
         server = HttpServer(("metrics",))
-        await server.start(engine, Metrics(), ServeSettings(), sock)
+        await server.start(engine, Metrics(), ServeSettings(), {"http": [sock]})
         assert server.address == sock.getsockname()
         reader, writer = await asyncio.open_connection(*server.address)
         writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")

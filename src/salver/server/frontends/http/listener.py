@@ -6,13 +6,13 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from salver.core.errors import Unavailable
 from salver.core.registry import load
+from salver.server.addresses import UNIX, bind_unix, parse_address, remove_unix, show_address
 from salver.server.frontends.http._connection import Connection
-from salver.server.frontends.http.addresses import UNIX, bind_unix, parse_address, remove_unix, show_address
 from salver.server.frontends.http.guard import Guard, GuardSettings, is_loopback_address, make_access
 from salver.server.frontends.http.router import Router
 from salver.server.frontends.http.shared import Head, Intake, Limits, ServedConnection
@@ -65,54 +65,44 @@ class Listener:
         self.bound: tuple[str, int] | str
         """Host and port, or the path, of the first socket."""
         self._address = address
-        self._server: asyncio.Server | None = None
+        self._context: ssl.SSLContext | None = None
+        self._servers: list[asyncio.Server] = []
+        self._adopted: dict[int, list[asyncio.Server]] = {}
         self._inode = 0
 
     async def bind(
-        self, settings: GuardSettings, context: ssl.SSLContext | None, sock: socket.socket | None = None
+        self, settings: GuardSettings, context: ssl.SSLContext | None, sockets: Sequence[socket.socket] = ()
     ) -> None:
         """Take the address, but accept nothing yet.
 
         Args:
             context: how TLS is spoken; not on Unix sockets.
-            sock: a bound socket to listen on, instead of the address.
+            sockets: bound sockets to listen on, instead of the address.
 
         Raises:
             InvalidArgument: not an address.
             Unavailable: it cannot be bound.
             FailedPrecondition: other machines reach it, and callers would prove nothing.
         """
-        loop = asyncio.get_running_loop()
-        is_unix = sock is None and self._address.startswith(UNIX)
-        if is_unix:
+        self._context = context
+        if not sockets and self._address.startswith(UNIX):
             path = self._address.removeprefix(UNIX)
-            sock = bind_unix(path)
+            sockets = (bind_unix(path),)
             self._inode = os.lstat(path).st_ino
-            self._server = await loop.create_unix_server(
-                self._connect, sock=sock, backlog=_BACKLOG, start_serving=False
-            )
-            self.bound = path
+        if sockets:
+            self._servers = [await self._open(sock=sock) for sock in sockets]
         else:
-            where: dict[str, Any] = {"sock": sock}
-            if sock is None:
-                host, port = parse_address(self._address)
-                where = {"host": host, "port": port}
+            host, port = parse_address(self._address)
             try:
-                self._server = await loop.create_server(
-                    self._connect,
-                    **where,
-                    backlog=_BACKLOG,
-                    start_serving=False,
-                    ssl=context,
-                    ssl_handshake_timeout=None if context is None else self.limits.idle_timeout_s,
-                )
+                self._servers = [await self._open(host=host, port=port)]
             except OSError as error:
                 raise Unavailable(
                     f"cannot listen on {self._address}: {error.strerror or error}; choose another address"
                 ) from None
-            name: tuple[str, int] = self._server.sockets[0].getsockname()[:2]
-            self.bound = name
-        loopback = is_unix or all(is_loopback_address(s.getsockname()[0]) for s in self._server.sockets)
+        names = [sock.getsockname() for server in self._servers for sock in server.sockets]
+        is_unix = isinstance(names[0], (str, bytes))
+        self.bound = os.fsdecode(names[0]) if is_unix else names[0][:2]
+        loopback = is_unix or all(is_loopback_address(name[0]) for name in names)
         # A web page cannot reach a Unix socket, and its clients put anything in Host.
         self.guard = Guard(
             loopback and not is_unix,
@@ -123,16 +113,29 @@ class Listener:
 
     async def start(self) -> None:
         """Accept connections."""
-        if self._server is not None:
-            await self._server.start_serving()
+        for server in self._servers:
+            await server.start_serving()
+
+    async def adopt(self, slot: int, sockets: Sequence[socket.socket]) -> None:
+        """Accept connections on other sockets besides: those of a process that is gone."""
+        self._adopted[slot] = [await self._open(sock=sock) for sock in sockets]
+        for server in self._adopted[slot]:
+            await server.start_serving()
+
+    def release(self, slot: int) -> None:
+        """Accept no more of `adopt`'s; the connections stay."""
+        for server in self._adopted.pop(slot, ()):
+            server.close()
 
     def close(self) -> None:
         """Accept no more connections; those there stay."""
-        server, self._server = self._server, None
-        if server is not None:
+        for slot in list(self._adopted):
+            self.release(slot)
+        servers, self._servers = self._servers, []
+        for server in servers:
             server.close()
-            if isinstance(self.bound, str):
-                remove_unix(self.bound, self._inode)
+        if servers and self._inode and isinstance(self.bound, str):
+            remove_unix(self.bound, self._inode)
 
     @property
     def title(self) -> str:
@@ -147,6 +150,21 @@ class Listener:
         other.connection_made(transport)
         if data:
             other.data_received(data)
+
+    async def _open(self, **where: Any) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        sock: socket.socket | None = where.get("sock")
+        if sock is not None and sock.family == socket.AF_UNIX:
+            return await loop.create_unix_server(self._connect, sock=sock, backlog=_BACKLOG, start_serving=False)
+        context = self._context
+        return await loop.create_server(
+            self._connect,
+            **where,
+            backlog=_BACKLOG,
+            start_serving=False,
+            ssl=context,
+            ssl_handshake_timeout=None if context is None else self.limits.idle_timeout_s,
+        )
 
     def _connect(self) -> Connection:
         return Connection(self)

@@ -22,8 +22,9 @@ def peer_of(transport: asyncio.BaseTransport) -> Peer:
     if isinstance(name, tuple):
         address = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
         names = load(_PEER_NAMES)(tls) if tls is not None else ()
-        return Peer(address=address, names=names, is_tls=tls is not None)
-    return Peer(address="unix", uid=_uid(transport))
+        return Peer(address=address, names=names, is_tls=tls is not None, client=names[0] if names else name[0])
+    uid = _uid(transport)
+    return Peer(address="unix", uid=uid, client=f"user {uid}")
 
 
 def _uid(transport: asyncio.BaseTransport) -> int | None:

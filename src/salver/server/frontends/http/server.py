@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from salver.core.errors import AlreadyExists
@@ -16,6 +17,7 @@ from salver.server.frontends.base import Method
 from salver.server.frontends.http.listener import Listener
 from salver.server.frontends.http.router import Router
 from salver.server.frontends.http.shared import LINGER_S, Intake, Limits, ServedConnection
+from salver.server.frontends.shared_memory import Registry
 
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")  # not strftime's, which follow the locale
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -25,6 +27,8 @@ _DRAIN_GRACE_S: Final = 0.1
 """During a drain an idle connection stays that long: a request may be on its way."""
 
 _TLS: Final = "salver.server.frontends.tls:"
+_ROLES: Final = ("http", "grpc")
+_NONE: Final[Mapping[str, Sequence[socket.socket]]] = MappingProxyType({})
 
 
 class HttpServer:
@@ -33,12 +37,17 @@ class HttpServer:
     Args:
         frontends: names in the `frontends` family, or classes, in the order of their routes; all built-in ones by
             default, those that speak only gRPC where ``settings.grpc`` names an address.
+        registry: of shared memory, where this is one of several processes.
     """
 
-    def __init__(self, frontends: Sequence[str | type[Frontend]] | None = None) -> None:
+    def __init__(
+        self, frontends: Sequence[str | type[Frontend]] | None = None, registry: Registry | None = None
+    ) -> None:
         self._names = frontends
+        self._registry = registry
         self._connections: set[ServedConnection] = set()
         self._listeners: list[Listener] = []
+        self._by_role: dict[str, Listener] = {}
         self._tick: asyncio.TimerHandle | None = None
         self._certificates: Any = None
         self._services: Services | None = None
@@ -47,12 +56,19 @@ class HttpServer:
         self.draining = False
 
     async def start(
-        self, engine: Engine, metrics: Metrics, settings: HttpSettings, sock: socket.socket | None = None
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        settings: HttpSettings,
+        sockets: Mapping[str, Sequence[socket.socket]] = _NONE,
+        *,
+        accept: bool = True,
     ) -> None:
         """Listen.
 
         Args:
-            sock: a bound socket to listen on, instead of ``settings.http``.
+            sockets: bound sockets to listen on, instead of the addresses in ``http`` and ``grpc``.
+            accept: whether connections are accepted at once; else `accept` does that.
 
         Raises:
             InvalidArgument: an address is neither ``host:port`` nor ``unix:/path``.
@@ -60,6 +76,8 @@ class HttpServer:
             FailedPrecondition: callers from other machines would prove nothing.
         """
         self._services = Services(engine, metrics, settings)
+        if self._registry is not None:
+            self._registry.attach(self._services.shared_memory)
         self._add_frontends(self._services)
         self._metrics = metrics
         self._max_connections = settings.max_connections
@@ -76,16 +94,33 @@ class HttpServer:
         if settings.tls_cert:
             context = load(_TLS + "server_context")(settings)
             self._certificates = load(_TLS + "CertificateFiles")(context, settings)
-        self._listeners = [Listener(self, address) for address in (settings.http, settings.grpc) if address]
+        addresses = {role: getattr(settings, role) for role in _ROLES}
+        self._by_role = {role: Listener(self, address) for role, address in addresses.items() if address}
+        self._listeners = list(self._by_role.values())
         try:
-            for listener in self._listeners:
-                await listener.bind(settings, context, sock if listener is self._listeners[0] else None)
+            for role, listener in self._by_role.items():
+                await listener.bind(settings, context, sockets.get(role, ()))
         except BaseException:
             self.close_listeners()
             raise
         self._sweep()
+        if accept:
+            await self.accept()
+
+    async def accept(self) -> None:
+        """Accept connections."""
         for listener in self._listeners:
             await listener.start()
+
+    async def adopt(self, slot: int, sockets: Mapping[str, Sequence[socket.socket]]) -> None:
+        """Accept connections also where a process that is gone did, until `release`."""
+        for role, listener in self._by_role.items():
+            await listener.adopt(slot, sockets.get(role, ()))
+
+    def release(self, slot: int) -> None:
+        """Leave the sockets of a slot to the process that has come back."""
+        for listener in self._listeners:
+            listener.release(slot)
 
     def _add_frontends(self, services: Services) -> None:
         names = self._names

@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, SalverError
 from salver.server.engine.base import ServedModel
+from salver.server.frontends.access import Peer
 from salver.server.frontends.base import Method, Services
 from salver.server.frontends.dataplane import Reply
 from salver.server.frontends.grpc.call import Call
@@ -183,6 +184,11 @@ class _StreamReply:
         self.code = ""
         self.response: bytes | None = None
         """A ``ModelStreamInferResponse``, once there is one."""
+
+    @property
+    def peer(self) -> Peer:
+        """Who opened the stream."""
+        return self._stream.call.peer
 
     def send(self, response: bytes) -> None:
         """Give a ``ModelInferResponse``."""

@@ -8,13 +8,13 @@ from typing import Any, Final
 from google.protobuf import json_format
 
 from salver import __version__
-from salver.core.errors import NotFound, Unavailable
+from salver.core.errors import NotFound, SalverError, Unavailable
 from salver.core.tensors import TensorSpec
-from salver.server.frontends.base import Method, Services, find_all, find_any
+from salver.server.frontends.base import Method, Observed, Services, find_all, find_any
 from salver.server.frontends.grpc.call import Call
 from salver.server.frontends.oip.extensions import list_extensions
 from salver.server.frontends.oip.model_config import describe_config
-from salver.server.frontends.oip.protos import OIP, unary
+from salver.server.frontends.oip.protos import OIP, PREFIX, parser, unary
 
 _ServerLive: Final = OIP.message("inference.ServerLiveResponse")
 _ServerReady: Final = OIP.message("inference.ServerReadyResponse")
@@ -31,6 +31,7 @@ class MetadataMethods:
     def __init__(self, services: Services) -> None:
         self._engine = services.engine
         self._metrics = services.metrics
+        self._parse_statistics = parser("ModelStatisticsRequest")
         self._extensions = list_extensions(services.settings.shared_memory)
 
     def methods(self) -> Sequence[Method]:
@@ -42,7 +43,7 @@ class MetadataMethods:
             unary("ServerMetadata", self._server, "open"),
             unary("ModelMetadata", self._model, "metadata"),
             unary("ModelConfig", self._config, "metadata"),
-            unary("ModelStatistics", self._statistics, "metadata"),
+            Method(f"{PREFIX}ModelStatistics", self._statistics, "metadata"),
         )
 
     def _live(self, request: Any, call: Call) -> Any:
@@ -76,11 +77,22 @@ class MetadataMethods:
         model = find_any(self._engine, request.name, request.version or None)
         return json_format.ParseDict({"config": describe_config(model)}, _ModelConfig(), descriptor_pool=OIP.pool)
 
-    def _statistics(self, request: Any, call: Call) -> Any:
+    def _statistics(self, call: Call) -> None:
+        request = self._parse_statistics(call.message)
         named = request.name, request.version or None
         models = find_all(self._engine, *named) if request.name else self._engine.models()
-        described = {"model_stats": [self._metrics.statistics(model) for model in models]}
-        return json_format.ParseDict(described, _ModelStatistics(), descriptor_pool=OIP.pool)
+
+        def show(observed: Observed | SalverError) -> None:
+            if isinstance(observed, SalverError):
+                raise observed
+            entries = [observed.statistics(model) for model in models]
+            for entry in entries:
+                del entry["salver"]  # the message has no place for it
+            described = {"model_stats": entries}
+            answer = json_format.ParseDict(described, _ModelStatistics(), descriptor_pool=OIP.pool)
+            call.respond(answer.SerializeToString())
+
+        self._metrics.collect(lambda observed: call.attempt(show, observed))
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

@@ -7,14 +7,13 @@ from typing import Any, Final
 
 import msgspec
 
-from salver.core.errors import NotFound, Unimplemented
+from salver.core.errors import NotFound, SalverError, Unimplemented
+from salver.server.engine.base import Changed
 from salver.server.frontends.base import Method, Services
 from salver.server.frontends.grpc.call import Call
-from salver.server.frontends.oip.protos import OIP, unary
+from salver.server.frontends.oip.protos import OIP, PREFIX, parser, unary
 
 _Status: Final = OIP.message("inference.SystemSharedMemoryStatusResponse")
-_Registered: Final = OIP.message("inference.SystemSharedMemoryRegisterResponse")
-_Unregistered: Final = OIP.message("inference.SystemSharedMemoryUnregisterResponse")
 _CudaStatus: Final = OIP.message("inference.CudaSharedMemoryStatusResponse")
 _CudaUnregistered: Final = OIP.message("inference.CudaSharedMemoryUnregisterResponse")
 
@@ -25,13 +24,15 @@ class SharedMemoryMethods:
 
     def __init__(self, services: Services) -> None:
         self._memory = services.shared_memory
+        self._parse_register = parser("SystemSharedMemoryRegisterRequest")
+        self._parse_unregister = parser("SystemSharedMemoryUnregisterRequest")
 
     def methods(self) -> Sequence[Method]:
         """All of them."""
         return (
             unary("SystemSharedMemoryStatus", self._status, "infer"),
-            unary("SystemSharedMemoryRegister", self._register, "infer"),
-            unary("SystemSharedMemoryUnregister", self._unregister, "infer"),
+            Method(f"{PREFIX}SystemSharedMemoryRegister", self._register, "infer"),
+            Method(f"{PREFIX}SystemSharedMemoryUnregister", self._unregister, "infer"),
             unary("CudaSharedMemoryStatus", self._cuda_status, "infer"),
             unary("CudaSharedMemoryRegister", self._cuda_register, "infer"),
             unary("CudaSharedMemoryUnregister", self._cuda_unregister, "infer"),
@@ -45,13 +46,13 @@ class SharedMemoryMethods:
                 setattr(described, name, value)
         return status
 
-    def _register(self, request: Any, call: Call) -> Any:
-        self._memory.register(request.name, request.key, request.offset, request.byte_size, call.peer)
-        return _Registered()
+    def _register(self, call: Call) -> None:
+        asked = self._parse_register(call.message)
+        self._memory.register(asked.name, asked.key, asked.offset, asked.byte_size, call.peer, _answer(call))
 
-    def _unregister(self, request: Any, call: Call) -> Any:
-        self._memory.unregister(request.name or None, call.peer)
-        return _Unregistered()
+    def _unregister(self, call: Call) -> None:
+        asked = self._parse_unregister(call.message)
+        self._memory.unregister(asked.name or None, call.peer, _answer(call))
 
     def _cuda_status(self, request: Any, call: Call) -> Any:
         if request.name:
@@ -63,3 +64,13 @@ class SharedMemoryMethods:
 
     def _cuda_unregister(self, request: Any, call: Call) -> Any:
         return _CudaUnregistered()  # none is registered
+
+
+def _answer(call: Call) -> Changed:
+    def done(error: SalverError | None) -> None:
+        if error is None:
+            call.respond(b"")  # a message without fields
+        else:
+            call.fail(error)
+
+    return done

@@ -93,17 +93,25 @@ class RepositoryRoutes:
         repository.unload(exchange.match.params[0], _answer(exchange), dependents=dependents)
 
     def _labels(self, exchange: Exchange) -> None:
-        name = exchange.match.params[0]
-        labels = dict(self._services.engine.repository.labels(name))
-        exchange.respond(jsonio.encode({"name": name, "labels": labels}))
+        exchange.respond(self._show_labels(exchange.match.params[0]))
 
     def _move_label(self, exchange: Exchange) -> None:
         name = exchange.match.params[0]
         repository = self._services.engine.repository
         repository.labels(name)  # an unknown model is that, whatever the body says
         request = self._services.read_json(exchange.body, _LabelRequest)
-        repository.move_label(name, request.label, None if request.version is None else str(request.version))
-        self._labels(exchange)
+        version = None if request.version is None else str(request.version)
+
+        def done(error: SalverError | None) -> None:
+            if error is None:
+                exchange.respond(self._show_labels(name))
+            else:
+                exchange.fail(error)
+
+        repository.move_label(name, request.label, version, done)
+
+    def _show_labels(self, name: str) -> bytes:
+        return jsonio.encode({"name": name, "labels": dict(self._services.engine.repository.labels(name))})
 
 
 def _answer(exchange: Exchange) -> Changed:

@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from salver.core.errors import NotFound, Unimplemented
+from salver.core.errors import NotFound, SalverError, Unimplemented
+from salver.server.engine.base import Changed
 from salver.server.frontends.base import Route, Services
 from salver.server.frontends.http.exchange import Exchange
 from salver.wire import jsonio
@@ -51,12 +52,10 @@ class SharedMemoryRoutes:
     def _register(self, exchange: Exchange) -> None:
         wanted = self._services.read_json(exchange.body, _Register)
         name = exchange.match.params[0]
-        self._memory.register(name, wanted.key, wanted.offset, wanted.byte_size, exchange.peer)
-        exchange.respond(b"{}")
+        self._memory.register(name, wanted.key, wanted.offset, wanted.byte_size, exchange.peer, _answer(exchange))
 
     def _unregister(self, exchange: Exchange) -> None:
-        self._memory.unregister(_region(exchange), exchange.peer)
-        exchange.respond(b"{}")
+        self._memory.unregister(_region(exchange), exchange.peer, _answer(exchange))
 
     def _cuda_status(self, exchange: Exchange) -> None:
         name = _region(exchange)
@@ -70,6 +69,16 @@ class SharedMemoryRoutes:
     def _cuda_register(self, exchange: Exchange) -> None:
         self._services.read_json(exchange.body, _CudaRegister)
         raise Unimplemented("CUDA shared memory is not supported; use system shared memory, or send data in the body")
+
+
+def _answer(exchange: Exchange) -> Changed:
+    def done(error: SalverError | None) -> None:
+        if error is None:
+            exchange.respond(b"{}")
+        else:
+            exchange.fail(error)
+
+    return done
 
 
 def _region(exchange: Exchange) -> str | None:

@@ -110,16 +110,19 @@ class Reload:
                 self._ended(self._error)
 
     def _move_labels(self) -> None:
-        try:
-            for model in self._wanted:
-                for label in [label for label in self._repository.labels(model.name) if label not in model.labels]:
-                    self._repository.move_label(model.name, label, None)
-                for label, version in model.labels.items():
-                    self._repository.move_label(model.name, label, version)
-        except SalverError as error:
-            self._ended(error)
-        else:
-            self._unload()
+        moves: list[tuple[str, str, str | None]] = []
+        for model in self._wanted:
+            taken = [label for label in self._repository.labels(model.name) if label not in model.labels]
+            moves += [(model.name, label, None) for label in taken]
+            moves += [(model.name, label, version) for label, version in model.labels.items()]
+        self._open = 1 + len(moves)
+        self._next = self._unload
+        for move in moves:
+            try:
+                self._repository.move_label(*move, self._one_done)
+            except SalverError as error:
+                self._one_done(error)
+        self._one_done(None)
 
     def _unload(self) -> None:
         kept = {model.name for model in self._wanted}

@@ -1,4 +1,4 @@
-"""TensorFlow's names and numbers of datatypes, and a signature as its ``SignatureDef`` says it."""
+"""A signature as TensorFlow's ``SignatureDef`` says it."""
 
 from __future__ import annotations
 
@@ -6,30 +6,13 @@ from typing import Any, Final
 
 from salver.core.errors import InvalidArgument
 from salver.core.tensors import Signature, TensorSpec
+from salver.wire.tensorflow import DATA_TYPES
 
 SIGNATURE_NAME: Final = "serving_default"
 """The one signature of every model."""
 PREDICT_METHOD: Final = "tensorflow/serving/predict"
 CLASSIFY_METHOD: Final = "tensorflow/serving/classify"
 REGRESS_METHOD: Final = "tensorflow/serving/regress"
-
-DATA_TYPES: Final = {
-    "BOOL": ("DT_BOOL", 10),
-    "UINT8": ("DT_UINT8", 4),
-    "UINT16": ("DT_UINT16", 17),
-    "UINT32": ("DT_UINT32", 22),
-    "UINT64": ("DT_UINT64", 23),
-    "INT8": ("DT_INT8", 6),
-    "INT16": ("DT_INT16", 5),
-    "INT32": ("DT_INT32", 3),
-    "INT64": ("DT_INT64", 9),
-    "FP16": ("DT_HALF", 19),
-    "BF16": ("DT_BFLOAT16", 14),
-    "FP32": ("DT_FLOAT", 1),
-    "FP64": ("DT_DOUBLE", 2),
-    "BYTES": ("DT_STRING", 7),
-}
-"""Open Inference Protocol datatype -> name and number of TensorFlow's ``DataType``."""
 
 
 def check_signature_name(name: str | None) -> None:

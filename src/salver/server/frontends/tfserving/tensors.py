@@ -17,30 +17,15 @@ import numpy as np
 from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, TooLarge, format_shape
 from salver.core.tensors import TensorSpec
-from salver.server.frontends.tfserving.signatures import DATA_TYPES
 from salver.wire.elements import count_of, decode_text, from_bytes, from_values, pack
 from salver.wire.protobuf import delimited
 from salver.wire.protos import ProtoSet
+from salver.wire.tensorflow import DATA_TYPES
+from salver.wire.tensorflow import VALUE_FIELDS as _FIELDS
 
 PROTOS: Final = ProtoSet("tfserving")
 _TENSOR: Final = PROTOS.message("tensorflow.TensorProto")
 
-_FIELDS: Final = {
-    "BOOL": "bool_val",
-    "UINT8": "int_val",
-    "UINT16": "int_val",
-    "UINT32": "uint32_val",
-    "UINT64": "uint64_val",
-    "INT8": "int_val",
-    "INT16": "int_val",
-    "INT32": "int_val",
-    "INT64": "int64_val",
-    "FP16": "half_val",
-    "BF16": "half_val",
-    "FP32": "float_val",
-    "FP64": "double_val",
-    "BYTES": "string_val",
-}
 CONTENT: Final = 4
 """Number of the field ``tensor_content``."""
 PACKED_AS_THEY_ARE: Final = {"FP32": 5, "FP64": 6, "BOOL": 11}
