@@ -198,3 +198,14 @@ def test_the_only_model_is_found_or_must_be_named(listening: Any) -> None:
         pytest.raises(NotFound, match="2 models \\(a, b\\); name the one"),
     ):
         run(plan_for(listener.url, model=""))
+
+
+def test_a_model_that_is_still_loading_is_not_asked(listening: Any) -> None:
+    body = b'{"name":"m","versions":["1"],"platform":"","inputs":[],"outputs":[]}'
+
+    def session(connected: socket.socket, number: int) -> None:
+        while connected.recv(65536):
+            connected.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+
+    with listening(session) as listener, pytest.raises(Unavailable, match="'m' takes; wait until it is ready"):
+        run(plan_for(listener.url, inputs={}))

@@ -15,7 +15,7 @@ from salver.client.messages import Tensor, make_call
 from salver.client.protocol import Incoming, Outgoing
 from salver.client.rest import RestProtocol
 from salver.core.arrays import Array
-from salver.core.errors import InvalidArgument, NotFound
+from salver.core.errors import InvalidArgument, NotFound, Unavailable
 from salver.core.registry import load
 from salver.core.tensors import NUMPY_DTYPES
 
@@ -104,6 +104,8 @@ def wire_of(plan: LoadPlan, endpoint: Endpoint) -> tuple[str, WireFormat]:
 def _describe(plan: LoadPlan, model: str, version: str) -> list[TensorInfo]:
     with client_of(plan) as client:
         described = client.model(model, version)
+    if not described["inputs"]:
+        raise Unavailable(f"{plan.url} does not say what model '{model}' takes; wait until it is ready")
     return [
         TensorInfo(given["name"], given["datatype"], tuple(int(size) for size in given["shape"]))
         for given in described["inputs"]
