@@ -209,16 +209,20 @@ def serve_alone(settings: ServeSettings) -> None:
     try:
         loop.run_until_complete(_serve(server))
     finally:
-        close_loop(loop)
+        end_loop(loop)
     end_stuck(server)
 
 
 def end_stuck(server: Server) -> None:
     """End the process where a run goes on that cannot be interrupted; return where there is none."""
     if server.stuck:  # an orderly exit would end the thread inside the runtime's C++, which aborts the process
-        _LOG.error("a run outlived the drain; the process ends without waiting for it")
-        logging.shutdown()
-        os._exit(1)
+        _exit("a run outlived the drain")
+
+
+def _exit(why: str) -> None:
+    _LOG.error("%s; the process ends without waiting for it", why)
+    logging.shutdown()
+    os._exit(1)
 
 
 async def _serve(server: Server) -> None:
@@ -248,6 +252,17 @@ def settle(server: Server) -> list[str]:
     gc.freeze()  # what is loaded stays: do not walk it again
     gc.set_threshold(*_GC_THRESHOLDS)
     return unready(server.engine.models())
+
+
+def end_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """As `close_loop`; where a model is still being loaded, which cannot be interrupted either, end the process."""
+    timer = threading.Timer(CLOSE_S, _exit, ("a model is still being loaded",))
+    timer.daemon = True
+    timer.start()
+    try:
+        close_loop(loop)
+    finally:
+        timer.cancel()
 
 
 def close_loop(loop: asyncio.AbstractEventLoop) -> None:

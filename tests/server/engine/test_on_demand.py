@@ -200,6 +200,18 @@ def test_few_requests_may_wait_for_loads(play: Play, settings: dict[str, Any], m
     play(scenario, **settings)
 
 
+def test_who_is_refused_after_the_load_is_counted_once(play: Play) -> None:
+    async def scenario(bench: Bench) -> None:
+        name = on_disk(bench)[0]
+        found = await asyncio.gather(*(bench.ask(name) for _ in range(3)), return_exceptions=True)
+        refused = sum(isinstance(each, ResourceExhausted) for each in found)
+        assert refused >= 2
+        counted = bench.engine.metrics.of(model_of(bench, name)).refusals
+        assert counted == {("RESOURCE_EXHAUSTED", "slo"): refused}
+
+    play(scenario, slo_s=1e-6)
+
+
 def test_who_goes_away_waits_no_more_and_nothing_is_loaded_for_nobody(play: Play) -> None:
     async def scenario(bench: Bench) -> None:
         before = in_memory(bench)

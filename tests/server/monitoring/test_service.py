@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from salver.server.monitoring.service import MetricsService
-from salver.server.processes.base import Reason, Supervision, Tally, Worker
+from salver.server.processes.base import Fault, Reason, Supervision, Tally, Worker
 from salver.server.processes.channel import Channel
 from salver.server.settings import ServeSettings
 
@@ -43,8 +43,8 @@ class Process(Worker):
         return self.process.pid
 
     @property
-    def crashed(self) -> bool:
-        return False
+    def fault(self) -> Fault:
+        return ""
 
     def replace(self, reason: Reason, why: str) -> None:
         raise NotImplementedError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from salver.core.errors import FailedPrecondition, InvalidArgument, ResourceExha
 from salver.server.engine.base import InferRequest, SequenceStep, Timing
 from salver.server.processes.forward import ForwardedModel
 from salver.server.processes.frames import Frames, Outputs, lay_out, pick_up
+from salver.server.processes.orders import Owner
 from tests.server.engine.bench import Bench, adds
 from tests.server.processes.fleet import LocalFleet, Loner
 
@@ -167,6 +169,34 @@ def test_a_replaced_owner_answers_what_it_was_asked(play: Callable[..., None]) -
     play(scenario)
 
 
+def test_an_owner_that_leaves_does_not_make_a_load_fail(play: Callable[..., None], root: Path) -> None:
+    async def scenario(fleet: LocalFleet) -> None:
+        old = fleet.workers_[0]
+        await fleet.add(0, 1)
+        old.state = "DRAINING"
+        loading = asyncio.Event()
+
+        async def load(*_: Any, **__: Any) -> Any:
+            loading.set()
+            await asyncio.Event().wait()
+
+        old.bench.manager._models["sums"]._make = load  # type: ignore[method-assign]
+
+        async def leave() -> None:
+            await loading.wait()
+            await old.bench.manager.stop()
+            await asyncio.sleep(0.1)
+            await old.end()
+
+        leaving = asyncio.ensure_future(leave())
+        os.utime(root / "sums" / "1" / "model.onnx")
+        await fleet.bench(1).load("sums")
+        await leaving
+        assert await add(fleet.bench(1), 1.0, start=True) == 1.0
+
+    play(scenario)
+
+
 def test_only_so_much_waits_for_another_process(play: Callable[..., None]) -> None:
     async def scenario(fleet: LocalFleet) -> None:
         asked = [asyncio.ensure_future(add(fleet.bench(1), 1.0, sequence=i, start=True)) for i in range(1, 7)]
@@ -177,6 +207,23 @@ def test_only_so_much_waits_for_another_process(play: Callable[..., None]) -> No
         assert [result for result in results if not isinstance(result, SalverError)] == [1.0] * (6 - len(refused))
 
     play(scenario, max_queue=3)
+
+
+def test_what_was_said_of_a_model_by_a_process_that_is_away_counts_no_more(play: Callable[..., None]) -> None:
+    async def scenario(fleet: LocalFleet) -> None:
+        model = fleet.bench(1).engine.find("sums")
+        assert isinstance(model, ForwardedModel)
+        peer = model.peer
+        peer._ask_what(model)
+        peer.learn(Owner(0))  # before the answer is there
+        await until(lambda: not peer._asked)
+        assert model.state == "UNAVAILABLE"
+        model.state = "READY"
+        with pytest.raises(Unavailable):
+            await add(fleet.bench(1), 1.0)
+        assert model._open_bytes == 0
+
+    play(scenario)
 
 
 def test_who_went_away_is_not_answered(play: Callable[..., None]) -> None:

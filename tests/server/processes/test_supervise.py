@@ -150,6 +150,21 @@ def test_workers_end_by_themselves_when_the_supervisor_is_killed(serve, rogue_bu
     assert again.ask(1) == (200, 2)
 
 
+def test_a_load_that_hangs_does_not_keep_a_process_that_ends():
+    program = """
+import asyncio, time
+from salver.server import app
+
+loop = asyncio.new_event_loop()
+loop.run_in_executor(None, time.sleep, 600)
+app.CLOSE_S = 0.1
+app.end_loop(loop)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "a model is still being loaded" in ended.stderr
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_terminal_that_is_closed_ends_the_server(plugin, rogue_bundle, workers):
     ours, theirs = pty.openpty()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import errno
 import selectors
 import socket
 import ssl
@@ -83,7 +84,8 @@ class Link(abc.ABC):
         self._socket.setblocking(False)
         if address.family != socket.AF_UNIX:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket.connect_ex(address.name)
+        # A Unix socket says at once that nobody listens, or that its backlog is full, and has no SO_ERROR then.
+        self._failed = self._socket.connect_ex(address.name) not in (0, errno.EINPROGRESS)
         self._selector.register(self._socket, selectors.EVENT_WRITE, self)
         self._recv: Callable[[int], bytes] = self._socket.recv
         self._send: Callable[[Any], int] = self._socket.send
@@ -134,8 +136,7 @@ class Link(abc.ABC):
             self._read()
 
     def _open(self) -> None:
-        error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
+        if self._failed or self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._lose(False)
             return
         if self._context is not None:

@@ -332,12 +332,13 @@ class OnDemandModel(Servable, Tenant):
         waiting, self._waiting = self._waiting, {}
         for request, size in waiting.items():
             self.budget.let_go(size)
+            if request.deadline_s is not None and request.deadline_s <= now:
+                self._refuse(request, self._too_late())
+                continue
             try:
-                if request.deadline_s is not None and request.deadline_s <= now:
-                    raise self._too_late()
                 model.submit(request)
-            except SalverError as error:
-                self._refuse(request, error)
+            except SalverError as error:  # which the model has counted
+                self._answer_with(request, error)
 
     def _fail(self, error: SalverError) -> None:
         """The load failed: those who wait are told, and it is tried again, later each time, where that may help."""
@@ -409,8 +410,12 @@ class OnDemandModel(Servable, Tenant):
         return DeadlineExceeded(f"the deadline passed while model '{self.name}' was being loaded")
 
     def _refuse(self, request: InferRequest, error: SalverError) -> None:
-        """Answer with an error in a turn of the loop of its own: what its frontend raises costs no other request."""
+        """Count a request as refused, and answer it."""
         self._engine.metrics.record_refused(self, error.code, _NOT_LOADED)
+        self._answer_with(request, error)
+
+    def _answer_with(self, request: InferRequest, error: SalverError) -> None:
+        """Answer with an error in a turn of the loop of its own: what its frontend raises costs no other request."""
         self._refused[request] = error
         asyncio.get_running_loop().call_soon(self._tell, request)
 

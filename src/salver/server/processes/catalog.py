@@ -131,7 +131,7 @@ class Catalog(Service):
 
     def _mourn(self, slot: int) -> None:
         """Say why nobody answers for the models of a process, and when somebody may again."""
-        if self._is_ready(slot):
+        if any(member.worker.slot == slot and member.worker.state == "READY" for member in self._fleet.members):
             return
         crashes = max((model.crashes for model in self._keeper.models if model.owner == slot), default=0)
         wait_s = self._supervision.delay_s(slot)
@@ -139,9 +139,6 @@ class Catalog(Service):
         self._announce(
             Owner(slot, "", f"the process that runs it {times}; next try in {wait_s:.0f} s", wait_s, lost=True)
         )
-
-    def _is_ready(self, slot: int) -> bool:
-        return any(member.worker.slot == slot and member.worker.state == "READY" for member in self._fleet.members)
 
     def _blame(self, model: SharedModel, worker: Worker, limit: int) -> None:
         """A process ended by a fault while it ran or loaded a model, and perhaps others.
@@ -159,8 +156,9 @@ class Catalog(Service):
             if slot not in self._owners:
                 self._owners[slot] = Owner(slot)
                 self._supervision.enlist(slot, self._folder.name)
-            elif self._is_ready(slot):  # for others, that are gone or are run there too
-                self._keeper.begin_realign(model)
+            for member in self._fleet.members:  # what ran there is gone, or no other place is free
+                if member.worker.slot == slot:
+                    member.worker.replace("repository", f"model '{model.name}' is run there from now on")
 
     def settings_changed(self) -> None:
         self._keeper.change(self._supervision.settings)

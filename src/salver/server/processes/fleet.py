@@ -29,6 +29,11 @@ class Member:
         self.worker = worker
         self.gone = asyncio.Event()
 
+    @property
+    def stays(self) -> bool:
+        """Whether it is neither gone nor about to go."""
+        return not self.gone.is_set() and self.worker.state != "DRAINING"
+
     async def ask(self, kind: str, message: Any, gives: Any = None, timeout_s: float | None = None) -> Any:
         """As `Channel.ask`.
 

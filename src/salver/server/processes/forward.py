@@ -65,16 +65,16 @@ class ForwardedModel(Servable):
         peer.attach(self)
 
     def submit(self, request: InferRequest) -> None:
-        try:
-            self._check(request)
-        except SalverError as error:
-            self._engine.metrics.record_refused(self, error.code, error.reason or "other")
-            raise
         now = request.arrived_s = monotonic()
         if request.deadline_s is None and self._timeout_s:
             request.deadline_s = now + self._timeout_s
+        try:
+            self._check(request)
+            self._open[request] = self.peer.ask(self, request, now)
+        except SalverError as error:
+            self._engine.metrics.record_refused(self, error.code, error.reason or "other")
+            raise
         self._open_bytes += request.size_bytes
-        self._open[request] = self.peer.ask(self, request, now)
 
     def cancel(self, request: InferRequest) -> None:
         number = self._open.get(request)
@@ -281,8 +281,10 @@ class Peer:
         asked = self._asked.pop(head.number, None)
         if asked is None:
             return
-        _, model, request = asked
+        frames, model, request = asked
         if isinstance(head, Described):
+            if frames is not self._frames:  # where it was before
+                return
             model.describe(head)
             if head.state != "READY":
                 asyncio.get_running_loop().call_later(_AGAIN_S, self._ask_what, model)

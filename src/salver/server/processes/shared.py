@@ -241,11 +241,11 @@ class SharedModel(PlannedModel):
         )
         failing = {member: error for member, error in outcomes.items() if error is not None}
         ready = [member for member in outcomes if member not in failing]
-        present = [error for member, error in failing.items() if not member.gone.is_set()]
-        if present and (not ready or any(member.worker.slot == order.owner for member in failing)):
+        staying = {member: error for member, error in failing.items() if member.stays}
+        if staying and (not ready or any(member.worker.slot == order.owner for member in staying)):
             for member in outcomes:
                 member.worker.channel.tell("catalog.abort", self.name)
-            raise present[0]
+            raise next(iter(staying.values()))
         enter()  # nothing was awaited since the last worker was ready
         first = [member for member in ready if member.worker.slot == order.owner]
         reports = await self._commit(first)  # what it runs is what the others forward to

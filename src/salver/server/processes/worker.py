@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from salver.core.errors import SalverError, Unavailable
 from salver.server._files import allow_connections
 from salver.server._loop import new_event_loop
-from salver.server.app import Server, close_loop, end_stuck, settle
+from salver.server.app import Server, end_loop, end_stuck, settle
 from salver.server.monitoring.logs import configure_logging
 from salver.server.processes.base import EVERYONE, STACKS, Failure, Leave, Link, Ready, Start
 from salver.server.processes.channel import Channel
@@ -123,7 +123,7 @@ def main() -> None:
         _LOG.exception("the worker failed")
         logging.shutdown()
         os._exit(1)
-    close_loop(loop)
+    end_loop(loop)
     if server is not None:
         end_stuck(server)
 
