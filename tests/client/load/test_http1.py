@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,9 +108,13 @@ def test_a_request_that_is_never_answered_is_given_up(listening: Any) -> None:
     assert result.outcomes == {"OK": 6, TIMED_OUT: 2}
 
 
-def test_requests_that_no_server_takes_any_more_are_unreachable() -> None:
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+def test_requests_that_no_server_takes_any_more_are_unreachable(family: socket.AddressFamily, tmp_path: Path) -> None:
+    is_unix = family == socket.AF_UNIX
+    listener = socket.socket(family)
+    listener.bind(str(tmp_path / "s") if is_unix else ("127.0.0.1", 0))
+    listener.listen()
+    name = listener.getsockname()
 
     def serve_once() -> None:
         connected, _ = listener.accept()
@@ -120,9 +125,11 @@ def test_requests_that_no_server_takes_any_more_are_unreachable() -> None:
 
     thread = threading.Thread(target=serve_once)
     thread.start()
-    result = run(plan_for(f"http://127.0.0.1:{port}", concurrency=1, max_requests=3, patience_s=0.2))
+    url = f"http+unix://{name}" if is_unix else f"http://127.0.0.1:{name[1]}"
+    result = run(plan_for(url, concurrency=1, max_requests=3, patience_s=0.2))
     thread.join()
     assert result.outcomes == {"OK": 1, UNREACHABLE: 2}
+    assert result.generator.connections < 20
 
 
 def test_a_server_that_comes_back_gets_the_requests_that_were_not_sent() -> None:

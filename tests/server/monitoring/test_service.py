@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
@@ -152,6 +153,25 @@ def test_counts_of_killed_processes_stay() -> None:
         finally:
             supervisor.end()
             await supervisor.service.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_process_is_asked_nothing_before_it_has_asked() -> None:
+    async def scenario() -> None:
+        supervisor = Supervisor()
+        supervisor.service.inherits(0, 0)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = Process(0, 0, await Channel.open(ours))
+            supervisor.service.attach(process)
+            assert (await supervisor.service._report()).pids == [os.getpid()]
+            theirs.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                theirs.recv(1)
+            process.channel.close()
+            supervisor.service.gone(process)
+            await asyncio.sleep(0)
 
     asyncio.run(scenario())
 

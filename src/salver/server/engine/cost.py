@@ -17,22 +17,23 @@ _BEYOND: Final = 24  # one observation in so many is allowed to lie above the hi
 _TINY_S: Final = 1e-9
 
 _BUCKETS: Final = 32
-_MEDIAN, _P99, _P99_9 = (
-    (step, 1.0 - (step - 1.0) * above / (1.0 - above)) for step, above in ((1.05, 0.5), (1.25, 0.01), (1.25, 0.001))
+_MEDIAN, _P96, _P99_9 = (
+    (step, 1.0 - (step - 1.0) * above / (1.0 - above)) for step, above in ((1.05, 0.5), (1.1, 0.04), (1.25, 0.001))
 )
 """Factors of a quantile when an observation is above it, and when it is not."""
-_HOST: Final = 4.0  # what is rarer than p99 and more than so many medians is the host's doing
-_IN_A_ROW: Final = 3  # runs of twice the quantile: the model is slower now
-_RETURN: Final = 0.75
+_HOST: Final = 2.0  # what is rarer than p96 and more than so many medians is the host's doing
+_MUCH: Final = 8.0
+_IN_A_ROW: Final = 3  # runs of so many times the quantile: the model is another now
+_RETURN: Final = 0.9
 
 
 class _Cpu:
     """CPU time of the batches of one power of two of rows: three quantiles, and whether they may run inline."""
 
-    __slots__ = ("above", "is_short", "median_s", "p99_9_s", "p99_s")
+    __slots__ = ("above", "is_short", "median_s", "p96_s", "p99_9_s")
 
     def __init__(self, cpu_s: float) -> None:
-        self.median_s = self.p99_s = self.p99_9_s = cpu_s
+        self.median_s = self.p96_s = self.p99_9_s = cpu_s
         self.above = 0  # runs in a row that took much longer
         self.is_short = True
 
@@ -40,26 +41,26 @@ class _Cpu:
         """Note the CPU time of a run."""
         if cpu_s <= self.median_s:
             self.median_s *= _MEDIAN[1]
-            self.p99_s *= _P99[1]
-            self.p99_9_s = min(self.p99_9_s * _P99_9[1], _HOST * self.p99_s)
+            self.p96_s *= _P96[1]
+            self.p99_9_s *= _P99_9[1]
             self.above = 0
             return
         self.median_s *= _MEDIAN[0]
-        if cpu_s > 2.0 * self.high_s:
+        if cpu_s > _MUCH * self.high_s:
             self.above += 1
             if self.above == _IN_A_ROW:
-                self.median_s = self.p99_s = self.p99_9_s = cpu_s
+                self.median_s = self.p96_s = self.p99_9_s = cpu_s
                 self.above = 0
                 return
         else:
             self.above = 0
-        self.p99_s = min(self.p99_s * _P99[0], cpu_s) if cpu_s > self.p99_s else self.p99_s * _P99[1]
+        self.p96_s = min(self.p96_s * _P96[0], cpu_s) if cpu_s > self.p96_s else self.p96_s * _P96[1]
         self.p99_9_s = min(self.p99_9_s * _P99_9[0], cpu_s) if cpu_s > self.p99_9_s else self.p99_9_s * _P99_9[1]
 
     @property
     def high_s(self) -> float:
         """The 99.9th percentile, without what the host did."""
-        return max(self.median_s, self.p99_s, min(self.p99_9_s, _HOST * self.median_s))
+        return max(self.median_s, self.p96_s, min(self.p99_9_s, _HOST * self.median_s))
 
 
 class _Size:
@@ -84,9 +85,9 @@ class CostModel:
     stall changes little; one that no clock can mean (zero, negative, hours, NaN) is ignored.
 
     CPU time decides what may run on the event loop, so it is p99.9. It is thread CPU time, which the threads beside it
-    do not lengthen; but a hypervisor that takes the CPU away does, so of what is rarer than one in a hundred no more
-    than four medians count. The quantiles are followed by stochastic approximation (Robbins & Monro, 1951); three runs
-    in a row that are twice as long replace them.
+    do not lengthen; but a hypervisor that takes the CPU away does, and caches that others use, so of what is rarer than
+    one in 25 no more than two medians count. The quantiles are followed by stochastic approximation (Robbins & Monro,
+    1951); three runs in a row that are eight times as long replace them.
     """
 
     __slots__ = ("_cpu", "_curve", "_factor", "_high", "_next", "_recent", "_sizes")
@@ -175,7 +176,7 @@ class CostModel:
         cpu = self._cpu[min((rows - 1).bit_length(), _BUCKETS - 1)]
         if cpu is None:
             return self.cpu_s(rows) < limit_s
-        if cpu.is_short and cpu.p99_9_s < limit_s and cpu.p99_s < limit_s:
+        if cpu.is_short and cpu.p99_9_s < limit_s and cpu.p96_s < limit_s:
             return True
         short = cpu.is_short = cpu.high_s < (limit_s if cpu.is_short else limit_s * _RETURN)
         return short
