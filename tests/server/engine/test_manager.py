@@ -876,3 +876,27 @@ def test_what_runs_on_a_lane_is_answered_by_the_version_that_took_it(play: Calla
         assert not any(isinstance(result, SalverError) for result in results)
 
     play(scenario)
+
+
+def test_what_was_replaced_is_freed_without_a_collection_of_garbage(tmp_path: Path) -> None:
+    async def scenario() -> int:
+        adds(tmp_path / "m" / "1" / "model.onnx", 0)
+        bench = Bench(tmp_path)
+        await bench.manager.start()
+        replaced = []
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(1, 4):
+                replaced.append(weakref.ref(bench.engine.find("m")))
+                await bench.ask()
+                adds(tmp_path / "m" / "1" / "model.onnx", number)
+                await bench.load("m")
+            await asyncio.sleep(0.05)
+            return sum(model() is not None for model in replaced)
+        finally:
+            gc.enable()
+            await bench.manager.stop()
+            bench.engine.close()
+
+    assert asyncio.run(scenario()) == 0

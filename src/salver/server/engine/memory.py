@@ -4,7 +4,6 @@ with every model it replaces."""
 from __future__ import annotations
 
 import ctypes
-import gc
 from typing import Any
 
 
@@ -47,9 +46,8 @@ _HEAP = _find_heap()
 
 def give_back() -> None:
     """Return freed memory to the system. glibc keeps what threads freed in arenas of their own; after 200 reloads of a
-    16 MB model on threads that is 145 MB, and after this call nothing. What a replaced model leaves in reference cycles
-    would wait for a collection that comes after hundreds of reloads. Takes milliseconds: call it on a thread."""
-    gc.collect()
+    16 MB model on threads that is 145 MB, and after this call nothing. Takes
+    milliseconds: call it on a thread."""
     if _TRIM is not None:
         _TRIM(0)
 

@@ -226,7 +226,9 @@ class LoadedModel(Servable):
         self._session.close()
         self._cache = None
         self._enter("UNAVAILABLE", "unloaded")
-        return all(lane.join(_JOIN_S) for lane in self._lanes)
+        # Lanes know the model: let go of them, or only a rare collection of garbage would free the two.
+        self._lanes = [lane for lane in self._lanes if not lane.join(_JOIN_S)]
+        return not self._lanes
 
     def _enter(self, state: ModelState, reason: str = "") -> None:
         self.state = state

@@ -116,7 +116,7 @@ class Ledger:
 
     def good_shares(self, stream: list[int], streams: int, within_s: float) -> tuple[float, ...]:
         """Share of each stream's requests that were sent and are answered within a time; 1 where none were sent."""
-        ends, of = np.frombuffer(self.end, np.uint8), np.array(stream)
+        ends, of = np.frombuffer(self.end, np.uint8), np.array(stream, np.int64)
         good = (ends == ANSWERED) & (np.frombuffer(self.took_s, np.float64) <= within_s)
         sent = np.bincount(of[ends != OPEN], minlength=streams)
         return tuple(
