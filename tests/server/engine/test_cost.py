@@ -116,13 +116,7 @@ class TestChange:
 
 
 class TestEventLoop:
-    """What may run on it: by p99.9 of CPU time, without what the host does."""
-
-    def test_two_runs_in_a_thousand_count(self) -> None:
-        cost = CostModel()
-        for run in range(40_000):
-            cost.learn(1, 1e-4, 1.9e-4 if run % 500 == 0 else 1e-4)
-        assert cost.cpu_s(1) == pytest.approx(1.9e-4, rel=0.15)
+    """What may run on it: by CPU time, without what the host does."""
 
     @pytest.mark.parametrize("every", [150, 500, 5000])
     def test_a_hypervisor_that_takes_the_cpu_away_does_not(self, every: int) -> None:
@@ -148,7 +142,7 @@ class TestEventLoop:
         while not cost.is_short(1, 200e-6):
             cost.learn(1, 5e-5, 5e-5)
             runs += 1
-        assert 100 < runs < 5_000
+        assert 32 < runs <= 64
 
     def test_at_the_limit_it_does_not_go_to_and_fro(self) -> None:
         cost = learned(1, 190e-6)

@@ -17,50 +17,54 @@ _BEYOND: Final = 24  # one observation in so many is allowed to lie above the hi
 _TINY_S: Final = 1e-9
 
 _BUCKETS: Final = 32
-_MEDIAN, _P96, _P99_9 = (
-    (step, 1.0 - (step - 1.0) * above / (1.0 - above)) for step, above in ((1.05, 0.5), (1.1, 0.04), (1.25, 0.001))
-)
-"""Factors of a quantile when an observation is above it, and when it is not."""
-_HOST: Final = 2.0  # what is rarer than p96 and more than so many medians is the host's doing
+_SLOW_RUNS: Final = 1 / 16  # of the last runs may take longer without leaving the event loop: that is the host's doing
+_FAST_AGAIN: Final = 1 / 32  # and so many when it comes back
 _MUCH: Final = 8.0
-_IN_A_ROW: Final = 3  # runs of so many times the quantile: the model is another now
-_RETURN: Final = 0.9
+_IN_A_ROW: Final = 3  # runs of so many times the limit: the model is another now
 
 
 class _Cpu:
-    """CPU time of the batches of one power of two of rows: three quantiles, and whether they may run inline."""
+    """CPU time of the last batches of one power of two of rows, and whether they may run inline."""
 
-    __slots__ = ("above", "is_short", "median_s", "p96_s", "p99_9_s")
+    __slots__ = ("above", "is_short", "limit_s", "place", "recent", "slow")
 
-    def __init__(self, cpu_s: float) -> None:
-        self.median_s = self.p96_s = self.p99_9_s = cpu_s
+    def __init__(self) -> None:
+        self.recent: list[float] = []
+        self.place = 0
+        self.limit_s = math.inf
+        self.slow = 0  # of them, above the limit
         self.above = 0  # runs in a row that took much longer
         self.is_short = True
 
     def learn(self, cpu_s: float) -> None:
         """Note the CPU time of a run."""
-        if cpu_s <= self.median_s:
-            self.median_s *= _MEDIAN[1]
-            self.p96_s *= _P96[1]
-            self.p99_9_s *= _P99_9[1]
-            self.above = 0
-            return
-        self.median_s *= _MEDIAN[0]
-        if cpu_s > _MUCH * self.high_s:
-            self.above += 1
-            if self.above == _IN_A_ROW:
-                self.median_s = self.p96_s = self.p99_9_s = cpu_s
-                self.above = 0
-                return
+        recent, limit_s = self.recent, self.limit_s
+        if len(recent) < _WINDOW:
+            recent.append(cpu_s)
+        else:
+            place = self.place
+            self.slow -= recent[place] > limit_s
+            recent[place] = cpu_s
+            self.place = (place + 1) % _WINDOW
+        if cpu_s > limit_s:
+            self.slow += 1
+            self.above = self.above + 1 if cpu_s > _MUCH * limit_s else 0
         else:
             self.above = 0
-        self.p96_s = min(self.p96_s * _P96[0], cpu_s) if cpu_s > self.p96_s else self.p96_s * _P96[1]
-        self.p99_9_s = min(self.p99_9_s * _P99_9[0], cpu_s) if cpu_s > self.p99_9_s else self.p99_9_s * _P99_9[1]
+
+    def may_run_inline(self, limit_s: float) -> bool:
+        """Whether runs stay below a limit, but for what the host does."""
+        if limit_s != self.limit_s:
+            self.limit_s, self.slow = limit_s, sum(seconds > limit_s for seconds in self.recent)
+        if self.slow or not self.is_short:
+            allowed = len(self.recent) * (_SLOW_RUNS if self.is_short else _FAST_AGAIN)
+            self.is_short = self.slow <= allowed and self.above < _IN_A_ROW
+        return self.is_short
 
     @property
     def high_s(self) -> float:
-        """The 99.9th percentile, without what the host did."""
-        return max(self.median_s, self.p96_s, min(self.p99_9_s, _HOST * self.median_s))
+        """What 15 of 16 of the last runs did not exceed."""
+        return sorted(self.recent)[-1 - int(len(self.recent) * _SLOW_RUNS)]
 
 
 class _Size:
@@ -84,10 +88,9 @@ class CostModel:
     Clockwork, OSDI 2020, section 5.2): about p96. An observation is clipped to four times what was expected, so one
     stall changes little; one that no clock can mean (zero, negative, hours, NaN) is ignored.
 
-    CPU time decides what may run on the event loop, so it is p99.9. It is thread CPU time, which the threads beside it
-    do not lengthen; but a hypervisor that takes the CPU away does, and caches that others use, so of what is rarer than
-    one in 25 no more than two medians count. The quantiles are followed by stochastic approximation (Robbins & Monro,
-    1951); three runs in a row that are eight times as long replace them.
+    CPU time decides what may run on the event loop. It is thread CPU time, which the threads beside it do not lengthen;
+    but a hypervisor that takes the CPU away does, and caches that others use. So one run in 16 of the last 64 may take
+    longer; more of them, or three in a row that take eight times as long, are the model's own.
     """
 
     __slots__ = ("_cpu", "_curve", "_factor", "_high", "_next", "_recent", "_sizes")
@@ -106,11 +109,11 @@ class CostModel:
         if not 0.0 < seconds < _LONGEST_S:
             return
         bucket = min((rows - 1).bit_length(), _BUCKETS - 1)
-        cpu = self._cpu[bucket]
-        if cpu is not None:
+        if 0.0 < cpu_s < _LONGEST_S:
+            cpu = self._cpu[bucket]
+            if cpu is None:
+                cpu = self._cpu[bucket] = _Cpu()
             cpu.learn(cpu_s)
-        elif cpu_s < _LONGEST_S:
-            self._cpu[bucket] = _Cpu(max(cpu_s, _TINY_S))
         size = self._curve.get(rows) or self._of(rows, seconds)
         factor = self._factor
         ratio = seconds / (size.base_s * factor)
@@ -166,7 +169,7 @@ class CostModel:
         return low
 
     def cpu_s(self, rows: int) -> float:
-        """The 99.9th percentile of a batch's CPU time in seconds; infinite before anything was learned."""
+        """CPU time of a batch in seconds that 15 of 16 did not exceed; infinite before anything was learned."""
         bucket = min((rows - 1).bit_length(), _BUCKETS - 1)
         cpu = self._cpu[bucket]
         return self._nearest_cpu_s(bucket) if cpu is None else cpu.high_s
@@ -174,12 +177,7 @@ class CostModel:
     def is_short(self, rows: int, limit_s: float) -> bool:
         """Whether the CPU time of a batch stays below a limit. What did not once must get well below it."""
         cpu = self._cpu[min((rows - 1).bit_length(), _BUCKETS - 1)]
-        if cpu is None:
-            return self.cpu_s(rows) < limit_s
-        if cpu.is_short and cpu.p99_9_s < limit_s and cpu.p96_s < limit_s:
-            return True
-        short = cpu.is_short = cpu.high_s < (limit_s if cpu.is_short else limit_s * _RETURN)
-        return short
+        return self.cpu_s(rows) < limit_s if cpu is None else cpu.may_run_inline(limit_s)
 
     def _of(self, rows: int, seconds: float) -> _Size:
         """The size that ``rows`` belong to; a new one starts where the others say."""
