@@ -26,7 +26,7 @@ FACTS = ModelFacts(
     merge=True,
     merge_reason="measured when it was built",
     may_inline=True,
-    tail_s=0.002,
+    cpu_s=0.002,
     costs=(BatchCost(1, 0.001, 0.002), BatchCost(32, 0.010, 0.012)),
     doubling=1.4,
 )
@@ -163,7 +163,7 @@ def test_what_is_told() -> None:
     assert told.inline_share == 0.25
     assert told.busy_share == pytest.approx(300 * 0.001 / OVER_S)
     assert told.settings == {"lanes": 1, "threads": 1, "max_batch": 32, "processes": 1}
-    assert told.where == "on lanes: a batch of one row takes up to 2 ms of CPU time"
+    assert told.where == "on lanes: a batch of one row takes 2 ms of CPU time"
     assert sum(told.time[name].share for name in ("queue", "compute", "encode", "rest")) == pytest.approx(1.0)
     assert told.time["compute"].mean_s == pytest.approx((300 * 0.001 + 400 * 0.004) / 707)
     assert 0.0005 < (told.time["compute"].p50_s or 0) <= 0.005
@@ -203,9 +203,9 @@ def test_several_processes_are_one() -> None:
 @pytest.mark.parametrize(
     ("facts", "where"),
     [
-        ({"inline": True, "tail_s": 0.00005}, "on the event loop: a batch of one row takes up to 0.05 ms of CPU time"),
+        ({"inline": True, "cpu_s": 0.00005}, "on the event loop: a batch of one row takes 0.05 ms of CPU time"),
         ({"may_inline": False}, "on lanes: its runtime hands work to threads of its own"),
-        ({"tail_s": 0.0}, "on lanes until its cost is known"),
+        ({"cpu_s": 0.0}, "on lanes until its cost is known"),
         ({"lanes": 0}, "its steps run where their own models do"),
     ],
 )

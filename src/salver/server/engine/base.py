@@ -151,7 +151,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
         merge_reason: why not, or where the knowledge comes from.
         may_inline: whether its backend can run on the event loop.
         inline: whether batches of one row run there now.
-        tail_s: CPU time that a batch of one row rarely exceeds; 0 where it is not known.
+        cpu_s: median CPU time of a batch of one row; 0 where it is not known.
         costs: what batches of 1, 2, 4, ... rows are expected to cost, by what was learned; empty where nothing was.
         doubling: throughput with batches of twice ``max_batch`` rows, over that with ``max_batch``, by what was
             learned; 0 where nothing was.
@@ -171,7 +171,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     merge_reason: str = ""
     may_inline: bool = False
     inline: bool = False
-    tail_s: float = 0.0
+    cpu_s: float = 0.0
     costs: tuple[BatchCost, ...] = ()
     doubling: float = 0.0
     slo_s: float = 0.0

@@ -17,23 +17,25 @@ _BEYOND: Final = 24  # one observation in so many is allowed to lie above the hi
 _TINY_S: Final = 1e-9
 
 _BUCKETS: Final = 32
-_SLOW_RUNS: Final = 1 / 16  # of the last runs may take longer without leaving the event loop: that is the host's doing
-_FAST_AGAIN: Final = 1 / 32  # and so many when it comes back
-_MUCH: Final = 8.0
-_IN_A_ROW: Final = 3  # runs of so many times the limit: the model is another now
+_OVER: Final = 1 / 2  # of the last runs may take longer than the limit without leaving the event loop
+_FAR: Final = 3.0
+_FAR_OVER: Final = 1 / 16  # and so many longer than so many times the limit
+_RETURN: Final = 1 / 2  # of these when it comes back
+_IN_A_ROW: Final = 3  # runs that are far over the limit: the model is another now
 
 
 class _Cpu:
     """CPU time of the last batches of one power of two of rows, and whether they may run inline."""
 
-    __slots__ = ("above", "is_short", "limit_s", "place", "recent", "slow")
+    __slots__ = ("far", "in_a_row", "is_short", "limit_s", "over", "place", "recent")
 
     def __init__(self) -> None:
         self.recent: list[float] = []
         self.place = 0
         self.limit_s = math.inf
-        self.slow = 0  # of them, above the limit
-        self.above = 0  # runs in a row that took much longer
+        self.over = 0  # of them, longer than the limit
+        self.far = 0  # and far longer
+        self.in_a_row = 0
         self.is_short = True
 
     def learn(self, cpu_s: float) -> None:
@@ -43,28 +45,32 @@ class _Cpu:
             recent.append(cpu_s)
         else:
             place = self.place
-            self.slow -= recent[place] > limit_s
+            if (old_s := recent[place]) > limit_s:
+                self.over -= 1
+                self.far -= old_s > _FAR * limit_s
             recent[place] = cpu_s
             self.place = (place + 1) % _WINDOW
+        self.in_a_row = self.in_a_row + 1 if cpu_s > _FAR * limit_s else 0
         if cpu_s > limit_s:
-            self.slow += 1
-            self.above = self.above + 1 if cpu_s > _MUCH * limit_s else 0
-        else:
-            self.above = 0
+            self.over += 1
+            self.far += self.in_a_row > 0
 
     def may_run_inline(self, limit_s: float) -> bool:
         """Whether runs stay below a limit, but for what the host does."""
         if limit_s != self.limit_s:
-            self.limit_s, self.slow = limit_s, sum(seconds > limit_s for seconds in self.recent)
-        if self.slow or not self.is_short:
-            allowed = len(self.recent) * (_SLOW_RUNS if self.is_short else _FAST_AGAIN)
-            self.is_short = self.slow <= allowed and self.above < _IN_A_ROW
+            self.limit_s = limit_s
+            self.over = sum(seconds > limit_s for seconds in self.recent)
+            self.far = sum(seconds > _FAR * limit_s for seconds in self.recent)
+        if self.over or not self.is_short:
+            part = len(self.recent) * (1.0 if self.is_short else _RETURN)
+            few = self.over <= part * _OVER and self.far <= max(part * _FAR_OVER, 1.0)
+            self.is_short = few and self.in_a_row < _IN_A_ROW
         return self.is_short
 
     @property
-    def high_s(self) -> float:
-        """What 15 of 16 of the last runs did not exceed."""
-        return sorted(self.recent)[-1 - int(len(self.recent) * _SLOW_RUNS)]
+    def median_s(self) -> float:
+        """Of the last runs."""
+        return sorted(self.recent)[len(self.recent) // 2]
 
 
 class _Size:
@@ -89,8 +95,8 @@ class CostModel:
     stall changes little; one that no clock can mean (zero, negative, hours, NaN) is ignored.
 
     CPU time decides what may run on the event loop. It is thread CPU time, which the threads beside it do not lengthen;
-    but a hypervisor that takes the CPU away does, and caches that others use. So one run in 16 of the last 64 may take
-    longer; more of them, or three in a row that take eight times as long, are the model's own.
+    but a hypervisor that takes the CPU away does, and caches that others use. So the median of the last 64
+    runs counts; one in 16 that takes three times the limit, or three of those in a row, are the model's own.
     """
 
     __slots__ = ("_cpu", "_curve", "_factor", "_high", "_next", "_recent", "_sizes")
@@ -169,10 +175,10 @@ class CostModel:
         return low
 
     def cpu_s(self, rows: int) -> float:
-        """CPU time of a batch in seconds that 15 of 16 did not exceed; infinite before anything was learned."""
+        """Median CPU time of a batch in seconds; infinite before anything was learned."""
         bucket = min((rows - 1).bit_length(), _BUCKETS - 1)
         cpu = self._cpu[bucket]
-        return self._nearest_cpu_s(bucket) if cpu is None else cpu.high_s
+        return self._nearest_cpu_s(bucket) if cpu is None else cpu.median_s
 
     def is_short(self, rows: int, limit_s: float) -> bool:
         """Whether the CPU time of a batch stays below a limit. What did not once must get well below it."""
@@ -226,10 +232,10 @@ class CostModel:
         """The next smaller size scaled by rows, else the next larger one as it is: never too optimistic."""
         for smaller in range(bucket - 1, -1, -1):
             if (cpu := self._cpu[smaller]) is not None:
-                return cpu.high_s * float(1 << (bucket - smaller))
+                return cpu.median_s * float(1 << (bucket - smaller))
         for larger in range(bucket + 1, _BUCKETS):
             if (cpu := self._cpu[larger]) is not None:
-                return cpu.high_s
+                return cpu.median_s
         return math.inf
 
 

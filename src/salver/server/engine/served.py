@@ -142,7 +142,7 @@ class LoadedModel(Servable):
             return facts
         settings, cost = self._settings, self._scheduler.cost
         most = settings.max_batch if self._merge else 1
-        once_s, twice_s, tail_s = cost.mean_s(most), cost.mean_s(2 * most), cost.cpu_s(1)
+        once_s, twice_s, cpu_s = cost.mean_s(most), cost.mean_s(2 * most), cost.cpu_s(1)
         sizes = [1 << power for power in range(most.bit_length())] if once_s else []
         return msgspec.structs.replace(
             facts,
@@ -152,8 +152,8 @@ class LoadedModel(Servable):
             merge=self._merge,
             merge_reason=str(self.metadata.get("merge_reason", "")),
             may_inline=self._inline,
-            inline=self._inline and tail_s < INLINE_S,
-            tail_s=tail_s if math.isfinite(tail_s) else 0.0,
+            inline=self._inline and cpu_s < INLINE_S,
+            cpu_s=cpu_s if math.isfinite(cpu_s) else 0.0,
             costs=tuple(BatchCost(rows, cost.mean_s(rows), cost.high_s(rows)) for rows in sizes),
             doubling=2 * once_s / twice_s if twice_s else 0.0,
             slo_s=settings.slo_s,

@@ -169,10 +169,10 @@ def _where(facts: ModelFacts) -> str:
         return "its steps run where their own models do"
     if not facts.may_inline:
         return "on lanes: its runtime hands work to threads of its own, so a run's cost for the event loop is not known"
-    if not facts.tail_s:
+    if not facts.cpu_s:
         return "on lanes until its cost is known"
     place = "on the event loop" if facts.inline else "on lanes"
-    return f"{place}: a batch of one row takes up to {_seconds(facts.tail_s)} of CPU time"
+    return f"{place}: a batch of one row takes {_seconds(facts.cpu_s)} of CPU time"
 
 
 def _mean_costs(facts: Sequence[ModelFacts]) -> list[BatchCost]:
