@@ -375,6 +375,16 @@ class TestOipGrpc(FrontendConformance):
         ask(frontend, "SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterRequest(name="r"), **own)
         assert not ask(frontend, "SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest(), **own).regions
 
+    def test_who_asks_another_process_is_told_why_it_does_not_answer(self, services, tmp_path, monkeypatch):
+        gone = Unavailable("the supervisor is gone")
+        services.shared_memory = SharedMemory("/mine-", folder=tmp_path)
+        frontend = FRONTENDS.get("oip-grpc")(services)
+        monkeypatch.setattr(services.shared_memory, "unregister", lambda *given: given[-1](gone))
+        monkeypatch.setattr(services.metrics, "collect", lambda shown: shown(gone))
+        for method in ("SystemSharedMemoryUnregister", "ModelStatistics"):
+            code, message = refused(frontend, method, getattr(pb, f"{method}Request")(), peer=Peer(uid=os.geteuid()))
+            assert (code, message) == ("UNAVAILABLE", "the supervisor is gone")
+
     def test_there_is_no_cuda_shared_memory(self, frontend):
         assert not ask(frontend, "CudaSharedMemoryStatus", pb.CudaSharedMemoryStatusRequest()).regions
         ask(frontend, "CudaSharedMemoryUnregister", pb.CudaSharedMemoryUnregisterRequest())

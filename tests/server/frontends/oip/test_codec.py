@@ -470,3 +470,31 @@ def test_shared_memory_is_off_unless_given():
     parameters = {"shared_memory_region": "r", "shared_memory_byte_size": 8}
     with pytest.raises(FailedPrecondition, match="shared memory is off"):
         identity("FP32").decode(tensor(data=None, parameters=parameters), None)
+
+
+def binary(rows, id, pad=0):
+    """A binary request whose JSON is different for each id, and so long."""
+    head = {"id": id, "inputs": [{"name": "x", "shape": list(rows.shape), "datatype": "FP32"}]}
+    head["inputs"][0]["parameters"] = {"binary_data_size": rows.nbytes}
+    text = json.dumps(head).encode()
+    text += b" " * (pad - len(text))
+    return text + rows.tobytes(), len(text)
+
+
+def test_more_heads_than_are_kept_are_still_read_rightly():
+    codec = identity("FP32", ("batch", 3))
+    for number in (*range(150), *range(150)):
+        rows = np.full((1, 3), number, np.float32)
+        decoded = codec.decode(*binary(rows, str(number)))
+        assert decoded.id == str(number)
+        assert same(decoded.inputs["x"], rows)
+
+
+@pytest.mark.parametrize("pad", [128, 129, 4096])
+def test_large_tensors_and_long_heads_are_read_wherever_they_begin(pad):
+    codec = identity("FP32", ("batch", 3))
+    rows = np.arange(6000, dtype=np.float32).reshape(2000, 3)
+    for _ in range(2):
+        decoded = codec.decode(*binary(rows, "a", pad))
+        assert same(decoded.inputs["x"], rows)
+        assert decoded.inputs["x"].flags.aligned

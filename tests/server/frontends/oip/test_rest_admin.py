@@ -10,7 +10,7 @@ import os
 import numpy as np
 import pytest
 
-from salver.core.errors import FailedPrecondition, InvalidArgument
+from salver.core.errors import FailedPrecondition, InvalidArgument, Unavailable
 from salver.server.frontends import FRONTENDS, Services
 from salver.server.frontends.access import Peer
 from salver.server.frontends.http.exchange import Exchange
@@ -187,6 +187,7 @@ class Client:
     """A client of the same user on a Unix socket."""
 
     def __init__(self, services, folder):
+        self.services = services
         services.shared_memory = SharedMemory("/salver-", folder=folder)
         self.frontend = FRONTENDS.get("oip-rest")(services)
         self.router = Router()
@@ -254,6 +255,13 @@ class TestSharedMemory:
         client.peer = Peer()
         answer = client.ask("GET", "/v2/systemsharedmemory/status")
         assert (answer.status, "Unix socket" in body_of(answer)["error"]) == (403, True)
+
+    def test_a_registration_that_another_process_refuses_is_refused(self, client, monkeypatch):
+        refused = Unavailable("the supervisor is gone")
+        memory = client.services.shared_memory
+        monkeypatch.setattr(memory, "unregister", lambda *given: given[-1](refused))
+        answer = client.ask("POST", "/v2/systemsharedmemory/unregister")
+        assert (answer.status, body_of(answer)["error"]) == (503, "the supervisor is gone")
 
     def test_cuda_is_said_to_be_missing(self, frontend):
         base = "/v2/cudasharedmemory"
