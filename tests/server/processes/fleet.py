@@ -139,6 +139,7 @@ class LocalFleet(Supervision):
             await worker.end()
         for service in self.services:
             await service.stop()
+        await asyncio.sleep(0.05)  # what was hung up is gone before the loop is
 
     def bench(self, slot: int = 0) -> Bench:
         return self.workers_[slot].bench

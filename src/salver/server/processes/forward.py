@@ -175,6 +175,7 @@ class Peer:
         self._asked: dict[int, tuple[Frames, ForwardedModel, InferRequest | None]] = {}
         self._number = 0
         self._frames: Frames | None = None
+        self._open: set[Frames] = set()  # also those to where it was before
         self._at = ""
         """Where the connection leads."""
         self._connecting: asyncio.Task[None] | None = None
@@ -245,7 +246,7 @@ class Peer:
         self._closed = True
         if self._connecting is not None:
             self._connecting.cancel()
-        for frames in {frames for frames, _, _ in self._asked.values()} | ({self._frames} if self._frames else set()):
+        for frames in self._open:
             frames.close()
 
     def _connect(self) -> None:
@@ -266,6 +267,7 @@ class Peer:
             except OSError:
                 await asyncio.sleep(_AGAIN_S)
                 continue
+            self._open.add(frames)
             self._frames, self._at = frames, path  # what was asked where it was before is answered from there
         self._connecting = None
         for model in list(self._models):
@@ -299,6 +301,7 @@ class Peer:
             asyncio.get_running_loop().call_later(_AGAIN_S, self._ask_what, model)
 
     def _lost(self) -> None:
+        self._open = {frames for frames in self._open if not frames.closed}
         current = self._frames is not None and self._frames.closed
         if current:
             self._frames = None

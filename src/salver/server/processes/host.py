@@ -35,6 +35,7 @@ class Host:
         self._engine = engine
         self._guests: set[_Guest] = set()
         self._server: asyncio.Server | None = None
+        self._closed = False
 
     async def start(self, path: str) -> None:
         """Listen on a Unix socket in a folder that only this user may enter."""
@@ -42,6 +43,7 @@ class Host:
 
     def close(self) -> None:
         """Listen no more, and hang up."""
+        self._closed = True
         if self._server is not None:
             self._server.close()
         for guest in list(self._guests):
@@ -50,6 +52,8 @@ class Host:
     def _welcome(self) -> Frames:
         guest = _Guest(self._engine, self._guests)
         self._guests.add(guest)
+        if self._closed:  # it was accepted just before
+            asyncio.get_running_loop().call_soon(guest.frames.close)
         return guest.frames
 
 
