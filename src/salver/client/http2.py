@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, cast
 
 from salver.client.aio import connect
@@ -102,21 +102,26 @@ class _Caller:
         return stream
 
     def _encode(self, path: str) -> bytes:
-        scheme = b"http" if self._endpoint.context is None else b"https"
-        fields = [
-            (b":method", b"POST"),
-            (b":scheme", scheme),
-            (b":path", path.encode()),
-            (b":authority", self._endpoint.authority.encode()),
-            (b"te", b"trailers"),
-            (b"content-type", b"application/grpc"),
-            (b"user-agent", b"salver"),
-            *((name.encode(), value.encode()) for name, value in self._endpoint.fields),
-        ]
         if len(self._blocks) >= _MAX_BLOCKS:
             self._blocks.clear()
-        block = self._blocks[path] = encode_block(fields)
+        block = self._blocks[path] = call_block(self._endpoint, path, b"salver")
         return block
+
+
+def call_block(endpoint: Endpoint, path: str, agent: bytes, fields: Sequence[tuple[str, str]] = ()) -> bytes:
+    """The header block of a gRPC call, with the endpoint's own fields and others."""
+    return encode_block(
+        [
+            (b":method", b"POST"),
+            (b":scheme", b"http" if endpoint.context is None else b"https"),
+            (b":path", path.encode()),
+            (b":authority", endpoint.authority.encode()),
+            (b"te", b"trailers"),
+            (b"content-type", b"application/grpc"),
+            (b"user-agent", agent),
+            *((name.encode(), value.encode()) for name, value in (*endpoint.fields, *fields)),
+        ]
+    )
 
 
 class BlockingHttp2:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any, Final, cast
 
+from salver.client.http2 import call_block
 from salver.client.load.link import Call, Link, Verdict
 from salver.client.load.plan import CUT_OFF, OK
 from salver.wire.grpc import GRPC_STATUS
-from salver.wire.http2 import Bounds, Connection, Data, ErrorCode, Head, Stream, encode_block
+from salver.wire.http2 import Bounds, Connection, Data, ErrorCode, Head, Stream
 
 _BOUNDS: Final = Bounds(window_bytes=64 << 20, stream_window_bytes=16 << 20)
 _MAX_CALLS: Final = 1 << 30  # numbers of streams run out at 2^31
@@ -91,21 +92,10 @@ class GrpcLink(Link):
         connection.send_data(stream, request.data, end=True)
 
     def _encode(self, key: tuple[str, tuple[tuple[str, str], ...]]) -> bytes:
-        path, fields = key
-        scheme = b"http" if self._endpoint.context is None else b"https"
-        listed = [
-            (b":method", b"POST"),
-            (b":scheme", scheme),
-            (b":path", path.encode()),
-            (b":authority", self._endpoint.authority.encode()),
-            (b"te", b"trailers"),
-            (b"content-type", b"application/grpc"),
-            (b"user-agent", b"salver-bench"),
-            *((name.encode(), value.encode()) for name, value in (*self._endpoint.fields, *fields)),
-        ]
         if len(self._blocks) >= _MAX_BLOCKS:
             self._blocks.clear()
-        block = self._blocks[key] = encode_block(listed)
+        path, fields = key
+        block = self._blocks[key] = call_block(self._endpoint, path, b"salver-bench", fields)
         return block
 
     def flush(self) -> None:
