@@ -36,6 +36,7 @@ class Loner(Worker):
 
     async def open(self) -> None:
         """Greet it, up to where it would load its models."""
+        self.fleet.hired.append(self)
         ours, theirs = socket.socketpair()
         self.channel, self.own = await Channel.open(ours), await Channel.open(theirs)
         for service in self.fleet.services:
@@ -86,6 +87,7 @@ class LocalFleet(Supervision):
         self.settings = ServeSettings.from_data({"sources": [str(root)], "drain_s": 2.0, "workers": 2, **settings})
         self.tally = Tally()
         self.workers_: dict[int, Loner] = {}
+        self.hired: list[Loner] = []
         self.tasks: set[asyncio.Task[Any]] = set()
         self.tasted: list[str] = []
         self.verdicts: dict[str, Any] = {}
@@ -135,8 +137,9 @@ class LocalFleet(Supervision):
     async def stop(self) -> None:
         if self.tasks:
             await asyncio.wait(self.tasks)
-        for worker in list(self.workers_.values()):
-            await worker.end()
+        for worker in self.hired:
+            if worker.state != "GONE":
+                await worker.end()
         for service in self.services:
             await service.stop()
         await asyncio.sleep(0.05)  # what was hung up is gone before the loop is

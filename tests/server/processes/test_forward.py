@@ -270,8 +270,6 @@ def test_a_model_that_crashed_a_worker_is_run_apart(play: Callable[..., None]) -
     play(scenario)
 
 
-# A connection ends with the process at its other end, and here all processes are one, which does not end.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_process_that_ran_a_model_which_is_gone_runs_the_next(play: Callable[..., None], root: Path) -> None:
     adds(root / "next" / "1" / "model.onnx", 5)
 
