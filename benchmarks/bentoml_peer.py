@@ -1,6 +1,7 @@
 """A peer: the network in BentoML, by a route shaped like the Open Inference Protocol's.
 
-BENCH_NAME names the model in that route; BENCH_BATCHING holds the settings of adaptive batching as JSON, or is not set.
+BENCH_NAME names the model in that route; BENCH_BATCHING holds the settings of adaptive batching as JSON, or is not set;
+BENCH_WORKERS how many processes there are.
 What BentoML batches are lists: those of several requests come as one and are split again.
 """
 
@@ -15,9 +16,12 @@ import numpy as np
 import peer_session
 
 _batching = json.loads(os.environ.get("BENCH_BATCHING", "{}"))
+_workers = int(os.environ.get("BENCH_WORKERS", "1"))
 
 
-@bentoml.service(workers=1, traffic={"timeout": 60}, logging={"access": {"enabled": False}}, metrics={"enabled": False})
+@bentoml.service(
+    workers=_workers, traffic={"timeout": 60}, logging={"access": {"enabled": False}}, metrics={"enabled": False}
+)
 class Network:
     """What BentoML calls."""
 

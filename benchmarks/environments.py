@@ -119,10 +119,11 @@ def triton(folder: Path, http: int, grpc: int) -> Command:
     return Command(line, {"PYTHONPATH": str(site), "LD_LIBRARY_PATH": f"{library}:{site / 'nvidia_pytriton.libs'}"})
 
 
-def mlserver(folder: Path, http: int, grpc: int) -> Command:
-    """MLServer in one process over the models in the folder, its message limit raised to what the suite sends."""
+def mlserver(folder: Path, http: int, grpc: int, workers: int = 0) -> Command:
+    """MLServer over the models in the folder, its message limit raised to what the suite sends. Without workers it is
+    one process."""
     peer("mlserver")
     settings = {"host": "127.0.0.1", "http_port": http, "grpc_port": grpc, "metrics_endpoint": None}
-    settings |= {"parallel_workers": 0, "debug": False, "grpc_max_message_length": 1 << 27}
+    settings |= {"parallel_workers": workers, "debug": False, "grpc_max_message_length": 1 << 27}
     (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     return Command([str(PEERS / "mlserver" / "bin" / "mlserver"), "start", "."], {"PYTHONPATH": "."})

@@ -1,17 +1,18 @@
 """How much is answered within a latency objective, from a quarter of the capacity to twice it, by Salver and its peers.
 
     python benchmarks/goodput.py [--network minilm] [--levels 25,50,...] [--requests 2000] [--rounds 1]
-        [--servers salver,bentoml,...] [--json FILE] [--write]
+        [--servers salver,bentoml,...] [--cores 0,1] [--load-core 1] [--json FILE] [--write]
 
-Every server is pinned to the same core, the load to another. First, with `salver serve` and no objective, the latency
-of single requests one after another: the objective is eight times its median. Then capacity: a bare loop over the
-runtime on the servers' core finds the largest batch whose run takes half of the objective at most, and the server,
-with that as `--max-batch`, is kept busy by four times as many requests in flight. Then all servers are started, Salver
-with `--slo`, the peers with their batching on and told as much of the objective as they have settings for, and each is
-seen to give ONNX Runtime's answer. At each level, a percentage of that capacity, each in turn is sent Poisson
-arrivals, whether or not earlier ones are answered. Latency counts from the time at which a request was due; what is
-refused is not within the objective. At the end capacity is measured again, which says how steady the machine was.
-`--write` puts plot and tables into the docs.
+Every server is pinned to the same cores, with one lane (instance, worker) of one thread for each. The load is on one
+core, perhaps one of these: where it is itself the limit, that is said. First, with `salver serve` on one core and no
+objective, the latency of single requests one after another: the objective is eight times its median. Then capacity: a
+bare loop over the runtime on one core finds the largest batch whose run takes half of the objective at most, and the
+server, with that as `--max-batch`, is kept busy by four times as many requests in flight for each lane. Then all
+servers are started, Salver with `--slo`, the peers with their batching on and told as much of the objective as they
+have settings for, and each is seen to give ONNX Runtime's answer. At each level, a percentage of that capacity, each in
+turn is sent Poisson arrivals, whether or not earlier ones are answered. Latency counts from the time at which a request
+was due; what is refused is not within the objective. At the end capacity is measured again, which says how steady the
+machine was. `--write` puts plot and tables into the docs.
 Linux with two cores or more; environments of peers are made from PyPI below build/peers when first needed.
 """
 
@@ -64,7 +65,11 @@ class Contender(NamedTuple):
 
 CONTENDERS = {
     "salver": Contender(
-        "Salver", "`--slo`", lambda place, told: servers.salver(place, "--slo", f"{told.objective_s * 1e3:.3f}ms")
+        "Salver",
+        "`--slo`",
+        lambda place, told: servers.salver(
+            place, "--slo", f"{told.objective_s * 1e3:.3f}ms", "--lanes", str(told.lanes)
+        ),
     ),
     "bentoml": Contender("BentoML", "adaptive, `max_latency_ms` is the objective", servers.bentoml, "json", "bentoml"),
     "triton": Contender(
@@ -113,11 +118,11 @@ def load(place: Place, wire: str, seconds: float, **more: Any) -> tuple[LoadResu
 
 
 @contextmanager
-def serving(start: Callable[[Place], Command], path: Path, folder: Path, core: int) -> Iterator[Place]:
-    """A server on one core, which gives right answers."""
+def serving(start: Callable[[Place], Command], path: Path, folder: Path, cores: list[int]) -> Iterator[Place]:
+    """A server on these cores, which gives right answers."""
     with tempfile.TemporaryDirectory(dir=folder) as own:
         place = Place(Path(own), path, "network", environments.free_port(), environments.free_port())
-        with servers.running(start(place), place, core) as process:
+        with servers.running(start(place), place, *cores) as process:
             servers.wait_until_right(place, process)
             yield place
 
@@ -137,34 +142,35 @@ def largest_batch(path: Path, core: int, limit_s: float) -> int:
     return fits
 
 
-def capacity(path: Path, folder: Path, core: int, batch: int) -> float:
+def capacity(path: Path, folder: Path, cores: list[int], batch: int) -> float:
     """Answers per second of a server that is kept busy with batches of that size."""
-    with serving(lambda place: servers.salver(place, "--max-batch", str(batch)), path, folder, core) as place:
-        return load(place, "rest", CALM_S, concurrency=4 * batch)[0].throughput_per_s
+    options = ["--max-batch", str(batch), "--lanes", str(len(cores))]
+    with serving(lambda place: servers.salver(place, *options), path, folder, cores) as place:
+        return load(place, "rest", CALM_S, concurrency=4 * batch * len(cores))[0].throughput_per_s
 
 
-def basis(path: Path, folder: Path, core: int) -> Basis:
+def basis(path: Path, folder: Path, cores: list[int]) -> Basis:
     """Objective and capacity."""
-    with serving(servers.salver, path, folder, core) as place:
+    with serving(servers.salver, path, folder, cores[:1]) as place:
         single, _ = load(place, "rest", CALM_S, concurrency=1)
     if single.latency is None:
         sys.exit(f"no request was answered: {single.outcomes}")
     single_s = single.latency.p50 / 1e3
-    batch = largest_batch(path, core, FACTOR * single_s / 2)
-    return Basis(single_s, FACTOR * single_s, batch, capacity(path, folder, core, batch))
+    batch = largest_batch(path, cores[0], FACTOR * single_s / 2)
+    return Basis(single_s, FACTOR * single_s, batch, capacity(path, folder, cores, batch))
 
 
 def measure_round(told: argparse.Namespace, folder: Path, seed: int, found: Found) -> tuple[Basis, float]:
     """All servers at all levels, once."""
-    path, core = networks.write(told.network, folder), told.cores[0]
-    base = basis(path, folder, core)
-    batching = Batching(base.batch, base.objective_s, base.single_s, base.objective_s / 2)
+    path, cores = networks.write(told.network, folder), told.cores
+    base = basis(path, folder, cores)
+    batching = Batching(base.batch, base.objective_s, base.single_s, base.objective_s / 2, len(cores))
     print(describe(base), file=sys.stderr)
     with ExitStack() as stack:
         places = {}
         for name in told.servers:
             start = CONTENDERS[name].command
-            places[name] = stack.enter_context(serving(lambda at, to=start: to(at, batching), path, folder, core))
+            places[name] = stack.enter_context(serving(lambda at, to=start: to(at, batching), path, folder, cores))
         for level in told.levels:
             rate = base.capacity_per_s * level / 100
             wanted = told.requests / told.rounds
@@ -176,7 +182,7 @@ def measure_round(told: argparse.Namespace, folder: Path, seed: int, found: Foun
                 run = Run(result, samples.latency_s[counted], base.capacity_per_s)
                 found[name].setdefault(level, []).append(run)
                 print(f"{level} %, {CONTENDERS[name].says}: {_progress(summary([run]))}", file=sys.stderr)
-    return base, capacity(path, folder, core, base.batch)
+    return base, capacity(path, folder, cores, base.batch)
 
 
 def summary(runs: list[Run]) -> dict[str, Any]:
@@ -297,11 +303,12 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000, help="of each server at each level, over all rounds")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--servers", type=lambda text: text.split(","), default=list(CONTENDERS))
-    parser.add_argument("--cores", type=whole_numbers, default=[0, 1], help="of the servers, and of the load")
+    parser.add_argument("--cores", type=whole_numbers, default=[0, 1], help="of the servers")
+    parser.add_argument("--load-core", type=int, default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--write", action="store_true")
     told = parser.parse_args()
-    os.sched_setaffinity(0, {told.cores[1]})
+    os.sched_setaffinity(0, {told.load_core})
     found: Found = {name: {} for name in told.servers}
     rounds = []
     with tempfile.TemporaryDirectory(prefix="goodput-") as folder:

@@ -62,12 +62,14 @@ class Batching(NamedTuple):
         objective_s: the latency that it may aim at, where it has such a setting.
         wait_s: time for which a batch may wait for more, where it has such a setting.
         refuse_after_s: time after which a request that still waits is refused, where it has such a setting; 0: never.
+        lanes: batches that run at the same time.
     """
 
     max_rows: int
     objective_s: float
     wait_s: float = 0.0
     refuse_after_s: float = 0.0
+    lanes: int = 1
 
 
 def signature(model: Path) -> tuple[Tensor, Tensor]:
@@ -106,7 +108,7 @@ def triton(place: Place, batching: Batching | None = None) -> Command:
         f'name: "{place.name}" backend: "python" max_batch_size: {batching.max_rows if batching else _PLAIN_MAX_BATCH}',
         f"input [{_triton_tensor(given)}]",
         f"output [{_triton_tensor(gives)}]",
-        "instance_group [{ count: 1 kind: KIND_CPU }]",
+        f"instance_group [{{ count: {batching.lanes if batching else 1} kind: KIND_CPU }}]",
     ]
     if batching:
         policy = f"timeout_action: REJECT default_timeout_microseconds: {batching.refuse_after_s * 1e6:.0f}"
@@ -137,31 +139,33 @@ def grpc_aio(place: Place) -> Command:
 
 
 def mlserver(place: Place, batching: Batching | None = None) -> Command:
-    """MLServer in one process."""
+    """MLServer, which runs the model in one process of its own for each lane, where there are several."""
     settings: dict[str, Any] = {"name": place.name, "implementation": "mlserver_peer.Model"}
     if batching:
         settings |= {"max_batch_size": batching.max_rows, "max_batch_time": batching.wait_s}
     (place.folder / "model-settings.json").write_text(json.dumps(settings), encoding="utf-8")
-    return environments.mlserver(place.folder, place.http, place.grpc)
+    workers = batching.lanes if batching and batching.lanes > 1 else 0
+    return environments.mlserver(place.folder, place.http, place.grpc, workers)
 
 
 def bentoml(place: Place, batching: Batching | None = None) -> Command:
-    """BentoML with one worker; it batches adaptively towards the objective, and refuses what it expects to miss it."""
+    """BentoML with a worker for each lane; it batches adaptively towards the objective, and refuses what it expects to
+    miss it."""
     variables = {"BENCH_NAME": place.name, "BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(place.folder / "home")}
     if batching:
         limits = {"max_batch_size": batching.max_rows, "max_latency_ms": max(round(batching.objective_s * 1e3), 1)}
-        variables["BENCH_BATCHING"] = json.dumps(limits)
+        variables |= {"BENCH_BATCHING": json.dumps(limits), "BENCH_WORKERS": str(batching.lanes)}
     line = [str(environments.peer("bentoml").with_name("bentoml")), "serve", "bentoml_peer:Network"]
     line += ["--working-dir", str(HERE), "--host", "127.0.0.1", "--port", str(place.http)]
     return Command(line, variables)
 
 
 @contextmanager
-def running(command: Command, place: Place, core: int | None = None) -> Iterator[Process]:
-    """The server until the block ends; on one core, if one is named."""
+def running(command: Command, place: Place, *cores: int) -> Iterator[Process]:
+    """The server until the block ends; on these cores, if any are named."""
     paths = [path for path in (str(HERE), command.variables.get("PYTHONPATH")) if path]
     variables = command.variables | {"BENCH_MODEL": str(place.model), "PYTHONPATH": ":".join(paths)}
-    pinned = [] if core is None else ["taskset", "-c", str(core)]
+    pinned = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
     with environments.running(Command(pinned + command.line, variables), place.folder) as process:
         yield process
 

@@ -201,11 +201,11 @@ class TestRetryAfter:
             scheduler.submit(make_request(), now)
             batch = take(scheduler, 0, now)
             scheduler.complete(batch, now + 1.0)
-        for _ in range(4):
+        for _ in range(5):
             scheduler.submit(make_request(), 2.0)
-        with pytest.raises(ResourceExhausted, match="about 5 s, more than the 4 s") as refused:
+        with pytest.raises(ResourceExhausted, match="about 6 s, more than the 4 s") as refused:
             scheduler.submit(make_request(), 2.0)
-        assert refused.value.retry_after_s == pytest.approx(1.0)
+        assert refused.value.retry_after_s == pytest.approx(2.0)
         assert refused.value.reason == "slo"
 
     def test_a_deadline_and_a_drain(self) -> None:
@@ -390,6 +390,23 @@ class TestClients:
             scheduler.submit(request, 0.0)
         scheduler.submit(make_request(client="b"), 0.0)
         assert [request for request, _ in scheduler.take_refused()] == [requests[1]]
+
+    def test_a_full_queue_refuses_what_is_less_urgent(self) -> None:
+        scheduler = make_scheduler(max_queue=4)
+        waiting = [
+            make_request(priority=priority, client=client) for priority, client in ((0, 1), (5, 1), (5, 2), (0, 2))
+        ]
+        for now, request in enumerate(waiting):
+            scheduler.submit(request, float(now))
+        for expected in (waiting[2], waiting[1]):
+            scheduler.submit(make_request(priority=0, client=2), 9.0)
+            [(request, error)] = scheduler.take_refused()
+            assert (request, error.reason) == (expected, "priority")
+        scheduler.submit(make_request(priority=-1), 9.0)
+        assert scheduler.take_refused()[0][1].reason == "priority"
+        with pytest.raises(ResourceExhausted, match="the queue is full"):
+            scheduler.submit(make_request(priority=6), 9.0)
+        assert scheduler.queued == 4
 
     def test_what_is_known_of_them_takes_no_memory_when_they_are_gone(self) -> None:
         scheduler = make_scheduler(max_queue=10)

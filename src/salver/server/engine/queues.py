@@ -246,6 +246,21 @@ class Queues:
                         return request
         return None
 
+    def newest_behind(self, priority: int) -> InferRequest | None:
+        """The newest request of the priority that goes last, where that goes after this one."""
+        for last in reversed(self.order):
+            if last <= priority:
+                return None
+            newest: InferRequest | None = None
+            for group in self.levels[last].groups.values():
+                for queue in (group,) if group.turns is None else group.turns.queues.values():
+                    request = next((waiting for waiting in reversed(queue) if waiting.state == QUEUED), None)
+                    if request is not None and (newest is None or request.arrived_s > newest.arrived_s):
+                        newest = request
+            if newest is not None:
+                return newest
+        return None
+
     def __iter__(self) -> Iterator[InferRequest]:
         for level in self.levels.values():
             for group in level.groups.values():

@@ -30,6 +30,7 @@ CANCELLED: Final = 4
 
 SLACK: Final = 64  # dead entries that are not worth a sweep
 _PROBE_PAUSE: Final = 4.0  # run times between two runs that are expected to be late
+_DOUBT: Final = 1.25  # who must wait for others is refused on arrival when that is expected to take so much too long
 _TINY_S: Final = 0.001
 
 
@@ -88,7 +89,7 @@ class Scheduler:
     CANCELLED. The driver answers a request of a completed batch, or of `take_refused`, if it is DONE and not otherwise.
     The errors of those that were refused say why in `SalverError.reason`: ``queue_full``, ``deadline`` (its own passed
     or cannot be met), ``slo`` (the objective cannot be met), ``client_share`` (it gave way to a client that has less),
-    ``draining``.
+    ``priority`` (it gave way to a more urgent one), ``draining``.
 
     With an objective, a request that names no deadline gets the one that follows from it. A batch is as large as its
     oldest request allows, and takes at most half of the objective. What is expected to be late is refused when it
@@ -178,20 +179,23 @@ class Scheduler:
         rows = request.rows
         size = rows * self._row_bytes or measure(request.inputs)
         request.arrived_s = now
-        if self._slo_s and request.deadline_s is None:
-            request.deadline_s = now + self._slo_s
-        if request.deadline_s is not None:
-            self._check_deadline(request, request.deadline_s, now)
-        limits = self._limits
-        queued = self._queues.count
-        if queued and (queued >= limits.max_queue or self.queued_bytes + size > limits.max_queue_bytes):
+        deadline_s = request.deadline_s
+        if deadline_s is None and self._slo_s:
+            deadline_s = request.deadline_s = now + self._slo_s
+        if deadline_s is not None:
+            self._check_deadline(request, deadline_s, now)
+        queues, limits = self._queues, self._limits
+        queued = queues.count
+        held_bytes = self.queued_bytes + size
+        if queued and (queued >= limits.max_queue or held_bytes > limits.max_queue_bytes):
             self._make_room(request, size, now)
-        if request.deadline_s is not None:
-            self._watch(request, request.deadline_s)
+            held_bytes = self.queued_bytes + size
+        if deadline_s is not None:
+            self._watch(request, deadline_s)
         request.size_bytes = size
         request.state = QUEUED
-        self._queues.push(request)
-        self.queued_bytes += size
+        queues.push(request)
+        self.queued_bytes = held_bytes
 
     def cancel(self, request: InferRequest) -> None:
         """Forget a request that is queued, running, or done and not yet answered. Its batch, if it runs, runs on."""
@@ -289,8 +293,10 @@ class Scheduler:
         if deadline_s - now >= forecast.sure_s and self._queues.rows + request.rows <= forecast.best_rows:
             return
         done_in_s = forecast.done_in_s(request, self._free_in_s(now))
-        if now + done_in_s > deadline_s and not self._may_probe(self.queued, now):
-            raise self._too_late(request, done_in_s, deadline_s - now)
+        allowed_s = deadline_s - now
+        most_s = _DOUBT * allowed_s if self.queued else allowed_s
+        if done_in_s > most_s and not self._may_probe(self.queued, now):
+            raise self._too_late(request, done_in_s, allowed_s)
 
     def _too_late(self, request: InferRequest, done_in_s: float, allowed_s: float) -> SalverError:
         retry_after_s = max(done_in_s - allowed_s, _TINY_S)
@@ -315,15 +321,18 @@ class Scheduler:
         return not others and now >= self._probe_at_s and not self.running
 
     def _make_room(self, request: InferRequest, size: int, now: float) -> None:
-        """Let a client that has more than its share of a full queue give way to one that has less, or refuse."""
+        """Let what is less urgent give way in a full queue, then a client that has more than its share to one that has
+        less; or refuse."""
         queues, limits = self._queues, self._limits
         while self.queued >= limits.max_queue or self.queued_bytes + size > limits.max_queue_bytes:
-            own, clients = queues.share_of(request.client)
-            has_share = (own + request.rows) * clients > queues.rows
-            victim = None if has_share else queues.newest_of(queues.largest())
+            victim, reason = queues.newest_behind(request.priority), "priority"
+            if victim is None:
+                own, clients = queues.share_of(request.client)
+                has_share = (own + request.rows) * clients > queues.rows
+                victim, reason = None if has_share else queues.newest_of(queues.largest()), "client_share"
             if victim is None:
                 raise because("queue_full", self._full(size, now))
-            self._refuse(victim, because("client_share", self._full(size, now)))
+            self._refuse(victim, because(reason, self._full(size, now)))
 
     def _full(self, size: int, now: float) -> ResourceExhausted:
         excess = self.queued_bytes + size - self._limits.max_queue_bytes
@@ -387,8 +396,11 @@ class Scheduler:
 
     def _pick(self, group: Group, picked: list[InferRequest]) -> str:
         """Requests of one group that share a batch, and why no more do; empty where no more wait in the group."""
-        room = self._max_rows
-        turns = group.turns
+        room, turns, queues = self._max_rows, group.turns, self._queues
+        if turns is None and len(group) == queues.count and queues.rows <= room and not self._dead:
+            picked += group  # all that waits fits, as it mostly does: no need to look at each
+            group.clear()
+            return "full" if queues.rows == room else ""
         queue: deque[InferRequest] = group if turns is None else turns.current()
         while queue:
             request = queue[0]

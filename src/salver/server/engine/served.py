@@ -271,7 +271,6 @@ class LoadedModel(Servable):
 
     def _after_lane(self, batch: Batch, ran: Run) -> None:
         ended_s = self._settle(batch, ran, inline=False)
-        self._lag_s = ended_s - batch.started_s - ran.compute_s
         self._free.append(batch.lane)
         self._kick()  # the lane first, then the answers: encoding must not keep it idle
         self._answer(batch, ran, ended_s)

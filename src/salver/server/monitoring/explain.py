@@ -282,6 +282,7 @@ def _refusals(told: Explanation) -> str:
         "queue_full": "the queue was full: more is asked than can be answered",
         "deadline": "their deadline could not be met: allow more time, or add capacity",
         "slo": "the objective could not be met for them: more is asked than can be answered in time",
+        "priority": "more urgent requests took their place in a full queue",
         "client_share": "their client already had more than its share of a full queue",
         "draining": "the model was being taken out of service",
     }.get(reason, "of what they asked")
