@@ -27,12 +27,12 @@ from load import WIRES, cost_us
 
 from salver.server import _loop, app, launch
 from salver.server.engine import served
-from salver.server.frontends import _oip_rest
-from salver.server.frontends.http import _reader, answers
+from salver.server.frontends.http import _reader
 from salver.server.frontends.http.guard import Guard
 from salver.server.frontends.http.shared import NO_HEAD
 from salver.server.frontends.http2 import connection as http2_connection
 from salver.server.frontends.http2.connection import Http2Connection
+from salver.server.frontends.lookup import Lookup
 from salver.server.frontends.oip.codec import ModelCodec
 from salver.server.frontends.oip.grpc_shortcut import Templates
 from salver.wire.http2 import Envelope, Stream, _hpack, reader
@@ -52,8 +52,7 @@ def undo_open_scopes() -> None:
 
 
 def undo_lines() -> None:
-    for module, name in ((answers, "_end_head"), (_oip_rest, "_binary_fields"), (_oip_rest, "_header_length")):
-        setattr(module, name, getattr(module, name).__wrapped__)
+    Lookup.__missing__ = lambda self, key: self._make(key)
 
 
 def undo_shortcut() -> None:

@@ -11,6 +11,7 @@ from salver.server.engine.queues import Queues
 
 _RUN_PART: Final = 0.5  # of the objective that one run may take: who just missed a batch still fits the next
 _OUTSIDE_PART: Final = 0.5  # of the objective that time outside the run counts for: refusing does not shorten it
+_CROWDED_PART: Final = 0.6  # of the objective that what waits takes: more than bursts that will pass
 _EFFICIENT: Final = 0.95  # of the best throughput: a batch below that is not run for the sake of the oldest request
 
 
@@ -86,6 +87,12 @@ class Forecast:
         needed = max(1, min(batches, math.ceil(batches * part)))
         run_s = self._cost.mean_s(each)
         return (free_in_s or run_s) + (needed - 1) * run_s / self._lanes
+
+    @property
+    def is_crowded(self) -> bool:
+        """With an objective: whether so much waits that some of it will be late if batches are small."""
+        rows = self._queues.rows
+        return rows > self.best_rows and self.work_s(rows) > _CROWDED_PART * self._slo_s
 
     def is_efficient(self, rows: int) -> bool:
         """Whether batches of so many rows have nearly the best throughput."""

@@ -467,7 +467,7 @@ class Scheduler:
             if not self._may_probe(self.queued - 1, now):
                 return 0
             self._probe_at_s = now + _PROBE_PAUSE * cost.mean_s(rows)
-        elif self._slo_s and self.queued_rows > best:
+        elif self._slo_s and self._forecast.is_crowded:
             return fitting if self._forecast.is_efficient(fitting) else 0
         return fitting
 
