@@ -2,7 +2,7 @@
 # Each works on a fresh machine that has Python 3.11 or newer and make. ARGS="..." is handed on;
 # PYTHON=python3.12 chooses the interpreter of a new .venv.
 
-.PHONY: help run test check bench soak docs protos matrix clients proxies peers fuzz coverage clean
+.PHONY: help run test check bench soak docs protos node-tests matrix extras formats toolchains clients proxies peers fuzz coverage clean
 .DEFAULT_GOAL := help
 
 VENV ?= .venv
@@ -49,6 +49,10 @@ docs: $(STAMPS)/installed $(STAMPS)/test
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m pytest -q tests/docs
 
+# All of the onnx package's backend tests through import and backend; writes docs/onnx-nodes.md.
+node-tests: $(STAMPS)/installed $(STAMPS)/test
+	$(BIN)/python -m tests.onnx_nodes $(ARGS)
+
 # Compile the .proto files again; each at the top of the folder becomes one set, with all it imports.
 PROTOS := src/salver/wire/protos
 protos: $(STAMPS)/test
@@ -56,12 +60,27 @@ protos: $(STAMPS)/test
 		$(BIN)/python -m grpc_tools.protoc -I $(PROTOS) --include_imports \
 			--descriptor_set_out=$(PROTOS)/$$name.binpb $$name.proto || exit 1; done
 
-# The suite on every interpreter this release supports; those that are missing are named and left out.
-matrix:
+# The suite on every interpreter this release supports; those that are missing are named and left out. Then every extra.
+matrix: extras
 	@for v in 3.11 3.12 3.13; do \
 		if python$$v -c 'import ensurepip' 2>/dev/null; then \
 			$(MAKE) --no-print-directory test VENV=build/venv-$$v PYTHON=python$$v || exit 1; \
 		else echo "python$$v: not here, not tested"; fi; done
+
+# Converters in environments of their own, installed from PyPI: some gigabytes.
+toolchains: $(STAMPS)/installed $(STAMPS)/test
+	TEST_TOOLCHAINS=1 $(BIN)/python -m pytest -q tests/builder/toolchains
+
+# Each extra in a fresh environment, alone and all together; writes docs/extras.md. Some gigabytes, and an hour.
+# ARGS=--resolve only resolves them, each pair too: a minute.
+extras: $(STAMPS)/uv
+	$(BIN)/python benchmarks/extras.py $(ARGS)
+	$(BIN)/python benchmarks/extras.py --write
+
+# Every source into every format, each crossing proved; writes docs/formats.md. Needs salver[all], half an hour.
+formats: $(STAMPS)/installed $(STAMPS)/test
+	$(BIN)/python benchmarks/formats.py $(ARGS)
+	$(BIN)/python benchmarks/formats.py --write
 
 # An environment for each real client, then the conformance suite with all of them.
 clients: $(STAMPS)/installed $(STAMPS)/test
@@ -116,6 +135,10 @@ $(STAMPS)/test: pyproject.toml | $(BIN)/python
 $(STAMPS)/proxies: tests/proxies/install.sh | $(BIN)/python
 	@echo "installing proxies"
 	@tests/proxies/install.sh $(BIN)/python
+	@touch $@
+
+$(STAMPS)/uv: | $(BIN)/python
+	@$(PIP) install uv
 	@touch $@
 
 $(STAMPS)/check: pyproject.toml | $(BIN)/python

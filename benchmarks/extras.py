@@ -6,8 +6,8 @@
     python benchmarks/extras.py --write                # and write docs/extras.md from what was found
     python benchmarks/extras.py torch --with torch==2.13.0   # a build of one's own choice
 
-Installing needs an index (PyPI or what uv is configured with) and some gigabytes in `build/extras`, which are freed again.
-An extra is good when it resolves, installs, every member of Salver that it is for loads, and a model crosses.
+Installing needs an index (PyPI or what uv is configured with) and some gigabytes in `build/extras`, which are freed
+again. An extra is good when it resolves, installs, every member of Salver that it is for loads, and a model crosses.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ SMOKE: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         "from salver.backends import find_backend\nassert 'cpu' in find_backend('openvino').providers()\n",
     ),
     "safetensors": (("salver.builder.exporters._safetensors",), ""),
+    "extensions": ((), "from onnxruntime_extensions import get_library_path\nassert get_library_path()\n"),
     "text": (
         ("salver.processing._tokenizer",),
         "import tokenizers\ntokenizers.Tokenizer(tokenizers.models.WordLevel())\n",
@@ -195,9 +196,9 @@ def page(found: dict[str, Any]) -> str:
         "",
         "## PyTorch for CPUs",
         "",
-        "On Linux, `torch` from PyPI is built for CUDA and brings several gigabytes of NVIDIA's libraries. Where there is",
-        "no GPU, install the build for CPUs first, as [PyTorch's page](https://pytorch.org/get-started/locally/) says for",
-        "the platform, then the extra, which takes what is there:",
+        "On Linux, `torch` from PyPI is built for CUDA and brings several gigabytes of NVIDIA's libraries. Where there",
+        "is no GPU, install the build for CPUs first, as [PyTorch's page](https://pytorch.org/get-started/locally/)",
+        "says for the platform, then the extra, which takes what is there:",
         "",
         "```",
         "pip install torch --index-url https://download.pytorch.org/whl/cpu",

@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -76,12 +76,12 @@ def write_model(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def served(model: Path, slo_s: float, core: int) -> Iterator[str]:
-    """A real server on one core; its address."""
-    options = ["--http", "127.0.0.1:0", "--lanes", "1", "--threads", "1", "--max-batch", str(MAX_BATCH)]
-    command = [sys.executable, "-m", "salver", "serve", str(model), *options, "--slo", f"{slo_s * 1e3:g}ms"]
+def served(model: Path, slo_s: float, cores: Sequence[int], options: Sequence[str]) -> Iterator[str]:
+    """A real server on some cores; its address."""
+    command = [sys.executable, "-m", "salver", "serve", str(model), "--http", "127.0.0.1:0", *options]
+    command += ["--slo", f"{slo_s * 1e3:g}ms"]
     others = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})  # which the server inherits
+    os.sched_setaffinity(0, cores)  # which the server inherits
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         os.sched_setaffinity(0, others)
         try:
@@ -198,7 +198,8 @@ def check(path: Path, folder: Path, options: argparse.Namespace) -> int:
     }
     holds = True
     os.sched_setaffinity(0, set(cores[1:] or cores))
-    with served(path, options.slo, cores[0]) as url:
+    alone = ["--lanes", "1", "--threads", "1", "--max-batch", str(MAX_BATCH)]
+    with served(path, options.slo, cores[:1], alone) as url:
         for seed, (name, process) in enumerate(processes.items(), 1):
             trace_path = folder / f"{name}.jsonl"
             trace = make_trace(process, options.seconds, trace_path, seed)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from salver.builder.build import build as build
     from salver.builder.build import load as load
+    from salver.builder.convert import convert as convert
     from salver.bundle import Bundle as Bundle
     from salver.core.errors import SalverError as SalverError
     from salver.core.model import Model as Model
@@ -22,7 +23,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Bundle", "Model", "SalverError", "Signature", "TensorSpec", "__version__", "build", "load", "serve"]
+__all__ = [
+    "Bundle",
+    "Model",
+    "SalverError",
+    "Signature",
+    "TensorSpec",
+    "__version__",
+    "build",
+    "convert",
+    "load",
+    "serve",
+]
 
 _TARGETS: Final = {
     "Bundle": "salver.bundle:Bundle",
@@ -31,6 +43,7 @@ _TARGETS: Final = {
     "Signature": "salver.core.tensors:Signature",
     "TensorSpec": "salver.core.tensors:TensorSpec",
     "build": "salver.builder.build:build",
+    "convert": "salver.builder.convert:convert",
     "load": "salver.builder.build:load",
     "serve": "salver.server:serve",
 }

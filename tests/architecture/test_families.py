@@ -30,7 +30,13 @@ MEMBERS = [
 
 
 def test_there_are_families() -> None:
-    assert {"salver.backends", "salver.builder.importers", "salver.builder.passes", "salver.datasets"} <= set(FAMILIES)
+    assert {
+        "salver.backends",
+        "salver.builder.exporters",
+        "salver.builder.importers",
+        "salver.builder.passes",
+        "salver.datasets",
+    } <= set(FAMILIES)
 
 
 @pytest.mark.parametrize("package", FAMILIES)

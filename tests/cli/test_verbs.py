@@ -94,16 +94,6 @@ def test_predict(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert run(["predict", str(bundle), "wrong.npz"]) == 2
 
 
-def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
-    found = read_json(["doctor", "--json"], capsys)
-    assert found["salver"] == salver.__version__
-    assert "cpu" in found["runtimes"]["onnxruntime"]["providers"]
-    assert "scikit-learn" in found["extras"]["sklearn"]["present"]
-    assert found["extras"]["ray"]["install"] == "pip install 'salver[ray]'"
-    assert run(["doctor"]) == 0
-    assert "onnxruntime" in capsys.readouterr().out
-
-
 def test_serve_answers_and_stops_when_told(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "salver.toml").write_text(f"[models.renamed]\nsource = '{bundle}'\nmax_batch = 4\n", encoding="utf-8")
     command = [sys.executable, "-W", "error", "-m", "salver", "serve", "--http", "127.0.0.1:0"]

@@ -39,6 +39,14 @@ def test_layout_mode_and_size_are_settings(folder: Path) -> None:
     np.testing.assert_array_equal(read_all(open_dataset(folder, layout="chw"))["image"], PIXELS.transpose(0, 3, 1, 2))
 
 
+def test_files_are_given_as_they_are_where_a_model_decodes_them_itself(folder: Path) -> None:
+    files = open_dataset(folder, mode="file")
+    (column,) = files.columns
+    assert (column.datatype, column.shape, column.binary) == ("BYTES", ("batch",), True)
+    given = [element.encode("latin-1") for element in read_all(files)["image"]]
+    assert given == [path.read_bytes() for path in sorted(folder.glob("*/*.png"))]
+
+
 def test_an_image_of_another_size_is_named(folder: Path) -> None:
     Image.new("RGB", (7, 7)).save(folder / "dog" / "odd.png")
     with pytest.raises(InvalidArgument, match=r"odd\.png.*\[7, 7, 3\].*size=\(height, width\)"):

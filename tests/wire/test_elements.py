@@ -66,3 +66,15 @@ def test_an_empty_shape_is_one_element_and_a_zero_is_none():
 def test_nesting_is_found_behind_white_space(blank):
     data = msgspec.Raw(b"[" + blank + b"[1.5," + blank + b"2]]")
     assert from_json(data, "FP32", [1, 2], "input 'x'").tolist() == [[1.5, 2.0]]
+
+
+@given(st.lists(st.binary(max_size=20), min_size=1, max_size=5))
+def test_bytes_of_any_kind_are_carried_as_a_character_each_and_measured_so(values):
+    raw = to_bytes(np.array([*values, None], dtype=object)[:-1], "BYTES")
+    array = from_bytes(raw, 0, len(raw), "BYTES", [len(values)], "x", binary=True)
+    assert [element.encode("latin-1") for element in array] == values
+    longest = max(map(len, values))
+    check_strings(array, longest, "x", binary=True)
+    if longest:
+        with pytest.raises(TooLarge, match=f"has {longest} bytes"):
+            check_strings(array, longest - 1, "x", binary=True)

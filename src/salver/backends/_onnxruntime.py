@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import platform
 import re
 import shutil
@@ -16,7 +17,8 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from salver.backends.base import Backend, Session, SessionOptions
+from salver.backends.base import Backend, Profile, Session, SessionOptions
+from salver.backends.profiles import read_profile
 from salver.backends.weights import WeightStore
 from salver.core.arrays import Array
 from salver.core.errors import (
@@ -24,6 +26,7 @@ from salver.core.errors import (
     FailedPrecondition,
     Internal,
     InvalidArgument,
+    MissingExtra,
     NotFound,
     SalverError,
     Unimplemented,
@@ -53,6 +56,7 @@ _MODEL: Final = "model.onnx"
 _WEIGHTS: Final = "weights.bin"
 _LAYOUT: Final = 1
 _WORTH_BYTES: Final = 1 << 20
+_EXTENSIONS_DOMAIN: Final = "ai.onnx.contrib"
 _BFLOAT16: Final = 16  # onnx.TensorProto.BFLOAT16
 # Fastest first. Providers that need credentials or a network are never chosen.
 _PROVIDERS: Final = {
@@ -75,7 +79,8 @@ class OnnxRuntimeBackend(Backend):
     """Runs ONNX files with ONNX Runtime (https://onnxruntime.ai), sequential execution, on the provider asked for."""
 
     name = "onnxruntime"
-    formats = ("onnx",)
+    formats = ("onnx", "ort")
+    isolated = False
 
     def versions(self) -> dict[str, str]:
         return {"onnxruntime": ort.__version__}
@@ -98,6 +103,26 @@ class OnnxRuntimeBackend(Backend):
     def describe(self, blob: Blob) -> Signature:
         handle = self._open((blob,), SessionOptions(optimize="none"))
         return _read_signature(handle.session)
+
+    def profile(
+        self,
+        model: Model,
+        options: SessionOptions,
+        inputs: Sequence[Mapping[str, Array]],
+        rewritten: Path | None = None,
+    ) -> Profile:
+        settings = _settings(options)
+        settings.enable_profiling = True
+        if rewritten is not None:
+            settings.optimized_model_filepath = str(rewritten)
+        with tempfile.TemporaryDirectory(prefix="salver-profile-") as folder:
+            settings.profile_file_prefix = str(Path(folder) / "profile")
+            handle = self._open(model.blobs, options, settings)
+            with OnnxRuntimeSession(handle, model.signature) as session:
+                for one in inputs:
+                    session.run(one)
+                written = Path(handle.session.end_profiling()).read_bytes()
+        return read_profile(written)
 
     def _open_shared(self, blobs: tuple[Blob, ...], options: SessionOptions) -> _Handle:
         """Map weights that were laid out once for this runtime on this CPU: optimized, and packed as its kernels read
@@ -151,12 +176,7 @@ class OnnxRuntimeBackend(Backend):
         else:
             folder = _lay_out(blobs)
             source = str(Path(folder.name) / main.name)
-        try:
-            session = ort.InferenceSession(
-                source, settings or _settings(options), providers=self._choose(options.provider)
-            )
-        except _ORT_ERRORS as error:
-            raise _translate_load(error, main.name) from error
+        session = _create(source, settings or _settings(options), self._choose(options.provider), main.name)
         return _Handle(session, folder)
 
     def _choose(self, provider: str) -> list[str]:
@@ -180,6 +200,33 @@ def _settings(options: SessionOptions) -> ort.SessionOptions:
     if options.optimize == "none":
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return settings
+
+
+def _create(source: str | bytes, settings: ort.SessionOptions, providers: list[str], name: str) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(source, settings, providers=providers)
+    except _ORT_ERRORS as error:
+        if f"{_EXTENSIONS_DOMAIN}:" not in str(error):
+            raise _translate_load(error, name) from error
+    settings.register_custom_ops_library(_extensions_library(name))
+    try:
+        return ort.InferenceSession(source, settings, providers=providers)
+    except _ORT_ERRORS as error:
+        raise _translate_load(error, name) from error
+
+
+def _extensions_library(name: str) -> str:
+    """The operators of https://github.com/microsoft/onnxruntime-extensions, without importing that package.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    found = importlib.util.find_spec("onnxruntime_extensions")
+    folders = found.submodule_search_locations if found is not None else None
+    for folder in folders or ():
+        for library in sorted(Path(folder).glob("_extensions_pydll*")):
+            return str(library)
+    raise MissingExtra(f"'{name}': operators of domain '{_EXTENSIONS_DOMAIN}'", "onnxruntime-extensions", "extensions")
 
 
 class _Handle:
@@ -347,6 +394,16 @@ _ORT_ERRORS: Final = (
 )
 
 
+_LACKING: Final = (
+    "is not a registered function/op",
+    "No Op registered",
+    "are not supported",
+    "is not supported",
+    "Unrecognized attribute",
+)
+"""How it says that it lacks something, among the words it has for broken models."""
+
+
 def _translate_load(error: Exception, name: str) -> SalverError:
     text = _first_line(error)
     if isinstance(error, ort_state.NotImplemented):
@@ -355,7 +412,13 @@ def _translate_load(error: Exception, name: str) -> SalverError:
         return CorruptArtifact(f"'{name}' is not an ONNX model, or it is truncated: {text}")
     if isinstance(error, ort_state.NoSuchFile):
         return NotFound(f"'{name}': {text}")
-    if "is not a registered function/op" in text or "No Op registered" in text:
+    newest = re.search(r"Opset (\d+) is under development.*?domain (\S+) is till opset (\d+)", str(error), re.DOTALL)
+    if newest is not None:
+        return Unimplemented(
+            f"'{name}' uses opset {newest[1]}; this ONNX Runtime ({ort.__version__}) reads opset {newest[3]} of domain "
+            f"'{newest[2]}' at most"
+        )
+    if any(words in text for words in _LACKING):
         return Unimplemented(
             f"'{name}': the model uses an operator this ONNX Runtime ({ort.__version__}) lacks: {text}"
         )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
+import msgspec
 import numpy as np
 
 from salver.core.arrays import Array
 from salver.core.config import Config
+from salver.core.errors import Unimplemented
 from salver.core.model import Blob, Model
 from salver.core.tensors import Signature
 
@@ -35,6 +38,19 @@ class SessionOptions(Config, frozen=True, kw_only=True):
     shared_weights: str = ""
 
 
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operators of a model took.
+
+    Args:
+        times_ms: name of an operator -> its time in each run of the model but the first, which warms up. An operator in
+            a loop counts with all its rounds.
+        outputs: name -> datatype and shape of its first output in the last run, as text.
+    """
+
+    times_ms: dict[str, list[float]]
+    outputs: dict[str, str]
+
+
 class Session(abc.ABC):
     """A loaded model.
 
@@ -46,6 +62,9 @@ class Session(abc.ABC):
     """Whether its weights are mapped from a file, and in memory once for all processes that map it."""
     not_shared: str = ""
     """Why they are not, though that was asked for."""
+    is_even: bool = True
+    """Whether inputs of one shape take about as long whatever is in them; else the time of one run says little of the
+    next, as with images in files and texts."""
 
     @property
     @abc.abstractmethod
@@ -82,6 +101,9 @@ class Backend(abc.ABC):
 
     name: str
     formats: tuple[str, ...]
+    isolated: bool = True
+    """Whether a server gives its models a process of their own, because nobody knows what else the code of a framework
+    or of a user does to a process. `salver.backends.runs_apart` tells it of a format without loading anything."""
 
     @abc.abstractmethod
     def versions(self) -> dict[str, str]:
@@ -100,6 +122,23 @@ class Backend(abc.ABC):
             Unimplemented: an operator, type or provider this runtime lacks, by name.
             Internal: the runtime failed otherwise.
         """
+
+    def profile(
+        self,
+        model: Model,
+        options: SessionOptions,
+        inputs: Sequence[Mapping[str, Array]],
+        rewritten: Path | None = None,
+    ) -> Profile:
+        """Run a model on each of several inputs and measure its operators.
+
+        Args:
+            rewritten: where the graph is written as the runtime rewrote it; None for nowhere.
+
+        Raises:
+            Unimplemented: this runtime does not tell.
+        """
+        raise Unimplemented(f"'{self.name}' does not measure single operators")
 
     @abc.abstractmethod
     def describe(self, blob: Blob) -> Signature:

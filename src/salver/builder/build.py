@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 import time
@@ -16,10 +15,12 @@ import numpy as np
 import onnx
 
 from salver import __version__
-from salver.backends import BACKENDS
+from salver.backends import find_backend
 from salver.builder.events import BuildEvent, OnEvent
+from salver.builder.given import name_of, read_inputs, read_labels
 from salver.builder.importers import load_model
-from salver.builder.importers.base import Imported
+from salver.builder.importers.base import Imported, ParityCertificate
+from salver.builder.passes import PASSES
 from salver.builder.search.cache import TrialCache
 from salver.builder.search.choose import Objective
 from salver.builder.search.search import Search, SearchResult, SearchSettings
@@ -30,15 +31,20 @@ from salver.bundle.archive import translate
 from salver.core.cache import default_cache_dir
 from salver.core.dataset import Dataset
 from salver.core.errors import InvalidArgument, NotFound
-from salver.core.model import Model, Step
+from salver.core.model import Model, Processing, Step
+from salver.core.tensors import TensorSpec
 from salver.datasets import bind, open_dataset
 from salver.evaluation.host import describe_host
 from salver.evaluation.metrics import make_metric
 from salver.evaluation.noninferiority import check_margin, default_margin, parse_margin
 from salver.evaluation.types import BuildRecord
+from salver.processing import pipeline_of, runs_code
+from salver.processing.dataset import ProcessedDataset, open_examples, process
+from salver.processing.declared import attach, read_steps, takes_files
 
 _GOLDEN_ROWS: Final = 16
 _LEAST_EXAMPLES: Final = 3
+_PARITY_ROWS: Final = 1024
 _DEFAULT_BUDGET_S: Final = 300.0
 
 
@@ -72,6 +78,10 @@ def build(
     name: str | None = None,
     card: str = "",
     licence: str = "",
+    inputs: Sequence[TensorSpec] | str = (),
+    weights: Path | str | None = None,
+    processing: Path | str | None = None,
+    tolerance: float | None = None,
     trust_pickle: bool = False,
     cache: Path | str | None = None,
     seed: int = 0,
@@ -97,6 +107,11 @@ def build(
         output: where the bundle is written; without it ``<name>.salver`` in the current folder.
         name: the model's name; without it the source's file name.
         card, licence: texts that travel with the model.
+        inputs: inputs of a source that does not say them: specs, or text such as ``x:float32[batch,3,224,224]``.
+        weights: file of weights, for a source that is code.
+        processing: a TOML file of steps before and after the model, which travel with it; ``data`` are then examples of
+            what clients send: texts, image files, rows.
+        tolerance: of the parity check; None takes what follows from datatype and depth.
         trust_pickle: run code from a pickled source.
         cache: folder that keeps trials; a second build of the same inputs resumes from it.
         seed: of the random split.
@@ -116,26 +131,39 @@ def build(
     if max_drop is not None:
         parse_margin(max_drop)  # refuses what is no margin before anything long begins
     cache_dir = Path(cache) if cache is not None else default_cache_dir()
-    examples = open_dataset(data, label=label)
+    steps = read_steps(Path(processing)) if processing is not None else None
+    files = steps is not None and takes_files(steps)
+    examples = open_examples(data, files=files, label=label)
     tell(BuildEvent(stage="import", message="importing and checking parity", left_s=budget_s))
-    imported = _import(source, examples, cache_dir / "imports", trust_pickle, _read_labels(labels))
+    imported = _import_behind(
+        steps,
+        source,
+        examples,
+        cache_dir / "imports",
+        tolerance=tolerance,
+        trust_pickle=trust_pickle,
+        labels=read_labels(labels),
+        inputs=read_inputs(inputs),
+        weights=str(weights or ""),
+    )
     if len(examples) < _LEAST_EXAMPLES:
         raise InvalidArgument(
             f"'{examples.source}' has {len(examples)} example{'s' if len(examples) > 1 else ''}; expected at least "
             f"{_LEAST_EXAMPLES}, one each to calibrate, to steer and to certify (hundreds, to certify anything)"
         )
     wanted = metric or ("accuracy" if examples.label_spec is not None else "agreement")
-    judge = make_metric(wanted, imported.model.signature)  # refuses a wrong name before anything long begins
+    judge = make_metric(wanted, imported.model.served)  # refuses a wrong name before anything long begins
     if judge.needs_labels and examples.label_spec is None:
         judge.require_labels(None)
     allowed = max_drop or default_margin(judge)
     check_margin(judge, allowed)
-    chosen_name = name or _name_of(source)
+    chosen_name = name or name_of(source)
     target = Path(output) if output is not None else Path(f"{chosen_name}.salver")
     if not target.absolute().parent.is_dir():
         raise NotFound(f"no such folder for the bundle: '{target.parent}'; make it, or name another with -o")
     with tempfile.TemporaryDirectory(prefix="salver-build-") as scratch:
-        parts = _deal(examples, calibration, imported.model, seed, Path(scratch))
+        own = open_examples(calibration, files=files) if calibration is not None else None
+        parts = _deal(examples, own, imported.model, seed, Path(scratch))
         settings = SearchSettings(
             metric=wanted,
             margin=parse_margin(allowed),
@@ -145,12 +173,17 @@ def build(
             budget_s=budget_s,
         )
         host = describe_host()
-        tools = _tools()
+        tools = _tools(imported.model.format)
         result = Search(
             imported.model,
             splits={role: part.folder for role, part in parts.items()},
             rows={role: len(part) for role, part in parts.items()},
-            digests={**{role: part.digest for role, part in parts.items()}, "seed": str(seed), "rows": _rows(parts)},
+            digests={
+                **{role: part.digest for role, part in parts.items()},
+                **({} if imported.model.processing is None else {"processing": imported.model.processing.digest}),
+                "seed": str(seed),
+                "rows": _rows(parts),
+            },
             settings=settings,
             cache=TrialCache(cache_dir),
             host=host,
@@ -173,9 +206,12 @@ def build(
             name=chosen_name,
             model=msgspec.structs.replace(result.model, lineage=(*result.model.lineage, *_data_steps(parts))),
             record=record,
-            parity=msgspec.to_builtins(imported.parity),
+            parity=_sealed_parity(imported.parity, record, golden),
             golden=make_golden(
-                result.model, _golden_rows(parts["steer"]) if golden == "real" else None, count=_GOLDEN_ROWS, seed=seed
+                result.model,
+                _golden_rows(parts["steer"]) if golden == "real" else None,
+                count=_GOLDEN_ROWS,
+                seed=seed,
             ),
             card=card or _card(chosen_name, imported, record),
             licence=licence,
@@ -189,8 +225,11 @@ def load(
     *,
     data: Any = None,
     workdir: Path | str | None = None,
+    tolerance: float | None = None,
     trust_pickle: bool = False,
     labels: Sequence[str] | Path | str | None = None,
+    inputs: Sequence[TensorSpec] | str = (),
+    weights: Path | str | None = None,
 ) -> Model:
     """Import a model and prove that the import changed nothing.
 
@@ -198,7 +237,7 @@ def load(
         source: a model file, or an estimator in memory.
         data: real inputs for the parity check; without them inputs are made up.
         workdir: where the converted model is written; without it the cache folder.
-        trust_pickle, labels: as in `build`.
+        tolerance, trust_pickle, labels, inputs, weights: as in `build`.
 
     Raises:
         ParityFailed: the converted model gives other answers, naming the worst output and input.
@@ -206,28 +245,56 @@ def load(
     """
     folder = Path(workdir) if workdir is not None else default_cache_dir() / "imports"
     examples = open_dataset(data) if data is not None else None
-    return _import(source, examples, folder, trust_pickle, _read_labels(labels)).model
+    return _import(
+        source,
+        examples,
+        folder,
+        tolerance=tolerance,
+        trust_pickle=trust_pickle,
+        labels=read_labels(labels),
+        inputs=read_inputs(inputs),
+        weights=str(weights or ""),
+    ).model
 
 
-def _import(
-    source: Any, examples: Dataset | None, folder: Path, trust_pickle: bool, labels: tuple[str, ...]
-) -> Imported:
+def _import(source: Any, examples: Dataset | None, folder: Path, **given: Any) -> Imported:
     """Import below ``folder``, each model in a folder named by its digest: the same import lies in the same place,
     so that trials of it are found again, and different models never overwrite each other."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="new-") as scratch:
-        imported = load_model(source, data=examples, workdir=Path(scratch), trust_pickle=trust_pickle, labels=labels)
-        home = folder / imported.model.digest.removeprefix("sha256:")[:32]
-        blobs = []
-        for blob in imported.model.blobs:
-            target = home / blob.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(target.name + ".partial")
-            shutil.copyfile(blob.path, partial)
-            partial.replace(target)
-            blobs.append(msgspec.structs.replace(blob, path=target))
-    model = msgspec.structs.replace(imported.model, blobs=tuple(blobs))
-    return msgspec.structs.replace(imported, model=model)
+        imported = load_model(source, data=examples, workdir=Path(scratch), **given)
+        kept = _keep(imported.model, folder)
+        native = None if imported.native is None else _keep(imported.native, folder)
+    return msgspec.structs.replace(imported, model=kept, native=native)
+
+
+def _import_behind(steps: Processing | None, source: Any, examples: Dataset, folder: Path, **given: Any) -> Imported:
+    """Import a model that stands behind steps: once to know what it takes, and again to prove parity on what the steps
+    make of the examples."""
+    if steps is None:
+        return _import(source, examples, folder, **given)
+    model = _attach(_import(source, None, folder, **given).model, steps)
+    inner = process(examples, pipeline_of(model), model.signature, _PARITY_ROWS)
+    imported = _import(source, inner, folder, **given)
+    return msgspec.structs.replace(imported, model=_attach(imported.model, steps))
+
+
+def _attach(model: Model, steps: Processing) -> Model:
+    """Put steps around a model; code among them is the user's own."""
+    return attach(msgspec.structs.replace(model, trusted=True) if runs_code(steps) else model, steps)
+
+
+def _keep(model: Model, folder: Path) -> Model:
+    home = folder / model.digest.removeprefix("sha256:")[:32]
+    blobs = []
+    for blob in model.blobs:
+        target = home / blob.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(target.name + ".partial")
+        shutil.copyfile(blob.path, partial)
+        partial.replace(target)
+        blobs.append(msgspec.structs.replace(blob, path=target))
+    return msgspec.structs.replace(model, blobs=tuple(blobs))
 
 
 def _ignore(event: BuildEvent) -> None:
@@ -240,31 +307,16 @@ def _check_numbers(threads: int, batch: int, budget_s: float) -> None:
             raise InvalidArgument(f"{what}: got {value}, expected a number above 0")
 
 
-def _read_labels(labels: Sequence[str] | Path | str | None) -> tuple[str, ...]:
-    if labels is None:
-        return ()
-    if not isinstance(labels, str | Path):
-        return tuple(labels)
-    path = Path(labels)
-    if not path.is_file():
-        raise NotFound(f"labels: no such file: '{path}'; give a text file with one class name per line")
-    try:
-        return tuple(path.read_text(encoding="utf-8").splitlines())
-    except UnicodeDecodeError as error:
-        raise InvalidArgument(f"labels: '{path}' is not UTF-8 text: {error}") from None
-
-
-def _name_of(source: Any) -> str:
-    stem = Path(source).stem if isinstance(source, str | Path) else type(source).__name__.lower()
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "model"
-
-
-def _deal(examples: Dataset, calibration: Any, model: Model, seed: int, folder: Path) -> dict[str, SpooledDataset]:
-    bound = bind(examples, model.signature)
-    own = bind(open_dataset(calibration), model.signature) if calibration is not None else None
-    dealt = split(bound, own, seed)
+def _deal(
+    examples: Dataset, calibration: Dataset | None, model: Model, seed: int, folder: Path
+) -> dict[str, SpooledDataset]:
+    bound = bind(examples, model.served)
+    dealt = split(bound, bind(calibration, model.served) if calibration is not None else None, seed)
+    calibrate = dealt.calibrate
+    if model.processing is not None:  # passes change the graph, and see what it sees
+        calibrate = ProcessedDataset(calibrate, pipeline_of(model), model.signature)
     return {
-        "calibrate": spool(dealt.calibrate, folder / "calibrate"),
+        "calibrate": spool(calibrate, folder / "calibrate"),
         "steer": spool(dealt.steer, folder / "steer"),
         "certify": spool(dealt.certify, folder / "certify"),
     }
@@ -287,14 +339,22 @@ def _rows(parts: dict[str, SpooledDataset]) -> str:
     return ",".join(f"{role}={len(part)}" for role, part in sorted(parts.items()))
 
 
+def _sealed_parity(parity: ParityCertificate, record: BuildRecord, golden: str) -> ParityCertificate:
+    """The certificate as it is sealed: with the passes that changed numbers on purpose, and without the user's
+    examples where those must not travel."""
+    passes = [str(step["pass"]) for step in record.sealed.recipe]
+    changed = tuple(dict.fromkeys(name for name in passes if PASSES.get(name).changes_numbers))
+    keep = golden == "real" or parity.inputs == "synthetic"
+    return msgspec.structs.replace(parity, changed_by=changed, recorded=parity.recorded if keep else ())
+
+
 def _golden_rows(part: SpooledDataset) -> dict[str, Any]:
     return next(iter(part.batches(_GOLDEN_ROWS))).inputs
 
 
-def _tools() -> dict[str, str]:
-    backends = [BACKENDS.get(name)().versions() for name in BACKENDS.names()]
+def _tools(format: str) -> dict[str, str]:
     found = {"salver": __version__, "onnx": onnx.__version__, "numpy": np.__version__}
-    return {**found, **{library: version for versions in backends for library, version in versions.items()}}
+    return {**found, **find_backend(format).versions()}
 
 
 def _hints(result: SearchResult, threads: int) -> dict[str, Any]:
@@ -302,7 +362,7 @@ def _hints(result: SearchResult, threads: int) -> dict[str, Any]:
     sealed = next(c for c in result.candidates if c.name == result.chosen)
     measured = sealed.evaluation
     invariance = measured.invariance if measured else None
-    batchable = result.model.signature.batch_dim is not None
+    batchable = result.model.served.batch_dim is not None
     merge = batchable and invariance is not None and invariance.invariant
     batch = measured.latency[-1].batch if measured and measured.latency and merge else 1
     why = "" if merge else invariance.reason if invariance and invariance.reason else "the model has no batch dimension"
@@ -321,7 +381,7 @@ def _card(name: str, imported: Imported, record: BuildRecord) -> str:
             "",
         ]
     lines += ["## Inputs and outputs", ""]
-    signature = imported.model.signature
+    signature = imported.model.served
     for kind, specs in (("input", signature.inputs), ("output", signature.outputs)):
         lines += [f"- {kind} `{s.name}`: {s.datatype} {list(s.shape)}" for s in specs]
     notes = [f"- {note}" for note in imported.model.notes]

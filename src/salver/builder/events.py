@@ -9,7 +9,7 @@ import msgspec
 
 from salver.evaluation.types import CandidateRecord
 
-Stage = Literal["import", "baseline", "search", "certify", "seal"]
+Stage = Literal["import", "baseline", "search", "certify", "seal", "export"]
 
 
 class BuildEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,12 +17,15 @@ from salver.bundle.casting import fit
 from salver.bundle.dsse import Envelope, sign_manifest, verify_envelope
 from salver.bundle.golden import GoldenRequest, ReplayReport, replay
 from salver.bundle.reader import Layout, read_layout
+from salver.bundle.recorded import decode_parity, replay_parity
 from salver.bundle.tensors import decode_golden
 from salver.core.arrays import Array
 from salver.core.errors import CorruptArtifact, FailedPrecondition, PermissionDenied
-from salver.core.model import Blob, Model, Step, digest_bytes, digest_file
+from salver.core.model import Blob, Model, Processing, Step, digest_bytes, digest_file
 from salver.core.tensors import Signature
+from salver.evaluation.parity import ParityCertificate, ParityReplay
 from salver.evaluation.types import BuildRecord
+from salver.processing import open_processed
 
 
 class Lineage(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +33,16 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
 
     steps: tuple[Step, ...]
     notes: tuple[str, ...]
+
+
+class Steps(msgspec.Struct, frozen=True, kw_only=True):
+    """The processing layer: the steps around the model, and what clients send and get. What the steps read lies in
+    layers of its own."""
+
+    before: tuple[dict[str, Any], ...]
+    after: tuple[dict[str, Any], ...]
+    outputs: tuple[str, ...]
+    signature: Signature
 
 
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +55,8 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
         signed_by: key ids that envelopes beside the content name; proven only for ``verified_key``.
         verified_key: id of the key whose signature was verified; empty when no key was given.
         replay: the golden requests' answers on this machine; None when there are none or they were not asked for.
+        parity: how far the outputs are, on this machine, from those that the original gave to the recorded inputs;
+            None when none were recorded or they were not asked for.
         assurance: one sentence: what this shows and what not.
     """
 
@@ -53,12 +68,19 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     signed_by: tuple[str, ...]
     verified_key: str
     replay: ReplayReport | None
+    parity: ParityReplay | None
     assurance: str
 
     @property
     def ok(self) -> bool:
-        """Whether the golden requests, where replayed, gave the stored answers."""
-        return self.replay is None or self.replay.ok
+        """Whether golden requests and recorded runs, where replayed, gave the stored answers."""
+        return (self.replay is None or self.replay.ok) and (self.parity is None or self.parity.ok)
+
+    @property
+    def wrong(self) -> str:
+        """What is not as stored, in one sentence; empty when all is."""
+        found = [str(part) for part in (self.replay, self.parity) if part is not None and not part.ok]
+        return "; ".join(found)
 
 
 class Bundle:
@@ -121,8 +143,8 @@ class Bundle:
 
     @property
     def signature(self) -> Signature:
-        """The model's inputs and outputs."""
-        return self.model.signature
+        """What clients send and get."""
+        return self.model.served
 
     @property
     def lineage(self) -> tuple[Step, ...]:
@@ -137,10 +159,10 @@ class Bundle:
         return None if data is None else _decode(data, BuildRecord, f"'{self.path}': the evaluation", strict=False)
 
     @property
-    def parity(self) -> dict[str, Any] | None:
-        """The importer's parity certificate, as plain data."""
+    def parity(self) -> ParityCertificate | None:
+        """The importer's parity certificate, with the runs of the original that it recorded; read when asked for."""
         data = self._optional(m.PARITY)
-        return None if data is None else _decode(data, dict[str, Any], f"'{self.path}': the parity certificate")
+        return None if data is None else decode_parity(data, self._optional(m.PARITY_TENSORS) or b"")
 
     @property
     def golden(self) -> tuple[GoldenRequest, ...]:
@@ -176,12 +198,21 @@ class Bundle:
         layers = {layer.file: layer.digest for layer in self._layout.manifest.layers}
         return {"manifest": self.digest, "config": self._layout.manifest.config.digest, **layers}
 
-    def verify(self, public_key: Path | bytes | None = None, *, replay: bool = True, threads: int = 1) -> VerifyReport:
-        """Check the file again, a signature, and that the model still gives the stored answers on this machine.
+    def verify(
+        self,
+        public_key: Path | bytes | None = None,
+        *,
+        replay: bool = True,
+        threads: int = 1,
+        tolerance: float | None = None,
+    ) -> VerifyReport:
+        """Check the file again, a signature, and that the model still gives the stored answers, and those that the
+        original gave, on this machine.
 
         Args:
             public_key: Ed25519 in PEM, a file or its content.
-            replay: whether to load the model and run the golden requests.
+            replay: whether to load the model and run the golden requests and the recorded inputs.
+            tolerance: for the recorded runs; None takes twice that of the certificate.
             threads: of that session.
 
         Raises:
@@ -192,6 +223,8 @@ class Bundle:
             return self._verify_wrapped(public_key)
         layout = self._reopen(self._layout)
         key = "" if public_key is None else verify_envelope(layout.signatures, public_key)
+        if key:
+            self._set_trusted()
         return VerifyReport(
             path=str(self.path),
             name=self.name,
@@ -201,8 +234,28 @@ class Bundle:
             signed_by=tuple(e.keyid for e in layout.signatures),
             verified_key=key,
             replay=self._replay(threads) if replay else None,
+            parity=self._replay_parity(threads, tolerance) if replay else None,
             assurance=_assurance(key, bool(layout.signatures)),
         )
+
+    def trust(self, public_key: Path | bytes | None) -> Self:
+        """Let code that came with the bundle be run, if it is signed by this key; `verify` with a key does so, too.
+
+        Args:
+            public_key: Ed25519 in PEM, a file or its content; None trusts nobody.
+
+        Raises:
+            PermissionDenied: it is not signed by that key.
+            NotFound, InvalidArgument: the key cannot be read.
+        """
+        if public_key is None:
+            raise PermissionDenied(
+                f"'{self.path}' brings code with it, and no key is trusted: give the public key of the one who signed "
+                "it (serve and predict: --trusted-key public.pem; verify: --key public.pem)"
+            )
+        verify_envelope(self.signatures, public_key)
+        self._set_trusted()
+        return self
 
     def predict(self, inputs: Mapping[str, Any] | Any | Path) -> dict[str, Array]:
         """Run the model in this process.
@@ -220,7 +273,7 @@ class Bundle:
         fitted = fit(inputs, self.signature)
         with self._lock:
             if self._session is None:
-                self._session = open_session(self.model)
+                self._session = open_processed(self.model)
             session = self._session
         return session.run(fitted)
 
@@ -271,7 +324,10 @@ class Bundle:
     def _adopt(self, layout: Layout) -> None:
         """Follow the content to where it lies now: signatures move it within the file."""
         self._layout = layout
-        self.model = _model(layout)
+        self.model = msgspec.structs.replace(_model(layout), trusted=self.model.trusted)
+
+    def _set_trusted(self) -> None:
+        self.model = msgspec.structs.replace(self.model, trusted=True)
 
     def _optional(self, media_type: str) -> bytes | None:
         layer = self._layout.layer(media_type) if self._layout else None
@@ -281,8 +337,16 @@ class Bundle:
         golden = self.golden
         if not golden:
             return None
-        with open_session(self.model, SessionOptions(threads=threads)) as session:
+        with open_processed(self.model, SessionOptions(threads=threads)) as session:
             return replay(session, golden)
+
+    def _replay_parity(self, threads: int, tolerance: float | None) -> ParityReplay | None:
+        certificate = self.parity
+        if certificate is None or not certificate.recorded:
+            return None
+        options = SessionOptions(threads=threads, optimize=certificate.optimize)
+        with open_session(self.model, options) as session:
+            return replay_parity(session, certificate, tolerance)
 
     def _verify_wrapped(self, public_key: Path | bytes | None) -> VerifyReport:
         if public_key is not None:
@@ -299,6 +363,7 @@ class Bundle:
             signed_by=(),
             verified_key="",
             replay=None,
+            parity=None,
             assurance="A bare model file: nothing stored says what its bytes or its answers should be.",
         )
 
@@ -354,6 +419,19 @@ def _model(layout: Layout) -> Model:
         blobs=tuple(layout.blob(layer) for layer in layout.manifest.layers if layer.media_type == m.WEIGHTS),
         lineage=lineage.steps,
         notes=lineage.notes,
+        processing=_processing(layout),
+    )
+
+
+def _processing(layout: Layout) -> Processing | None:
+    layer = layout.layer(m.PROCESSING)
+    if layer is None:
+        return None
+    steps: Steps = _decode(layout.read(layer), Steps, f"'{layout.path}': the processing steps")
+    blobs = (layout.blob(other) for other in layout.manifest.layers if other.media_type == m.PROCESSING_FILE)
+    files = (msgspec.structs.replace(blob, name=blob.name.removeprefix(m.PROCESSING_FOLDER)) for blob in blobs)
+    return Processing(
+        before=steps.before, after=steps.after, outputs=steps.outputs, files=tuple(files), signature=steps.signature
     )
 
 

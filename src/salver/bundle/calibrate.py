@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from salver.backends import open_session
 from salver.backends.base import Session, SessionOptions
 from salver.bundle.golden import FLOATS, NUMERIC, GoldenRequest, Kind, Tolerance, margins, request_bytes, to_float
 from salver.core.arrays import Array
 from salver.core.errors import FailedPrecondition, InvalidArgument, SalverError
 from salver.core.model import Model
 from salver.core.tensors import Signature, TensorSpec
+from salver.processing import open_processed
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -58,19 +58,19 @@ def make_golden(
     """
     if count < 1:
         raise InvalidArgument(f"golden requests: got count {count}, expected at least 1")
-    with open_session(model) as session:
+    with open_processed(model) as session:
         if rows is None:
-            inputs = synthetic_inputs(session, model.signature, count, seed)
+            inputs = synthetic_inputs(session, model.served, count, seed)
         else:
-            inputs = list(split_rows(rows, model.signature, _CANDIDATES))
+            inputs = list(split_rows(rows, model.served, _CANDIDATES))
         answers = [session.run(one) for one in inputs]
-    chosen = choose(answers, model.signature, count)
+    chosen = choose(answers, model.served, count)
     inputs, answers = [inputs[i] for i in chosen], [answers[i] for i in chosen]
     others = [_answers(model, options, inputs) for options in _VARIANTS]
-    others.append(_answers(model, SessionOptions(), [_jitter(one, model.signature, seed) for one in inputs]))
+    others.append(_answers(model, SessionOptions(), [_jitter(one, model.served, seed) for one in inputs]))
     tolerances = {
         spec.name: tolerance(spec, [a[spec.name] for a in answers], [[a[spec.name] for a in o] for o in others])
-        for spec in model.signature.outputs
+        for spec in model.served.outputs
     }
     kind: Kind = "synthetic" if rows is None else "real"
     golden = [
@@ -198,7 +198,7 @@ def _vectors(answers: Answers, signature: Signature) -> npt.NDArray[np.float64] 
 
 
 def _answers(model: Model, options: SessionOptions, inputs: list[dict[str, Array]]) -> Answers:
-    with open_session(model, options) as session:
+    with open_processed(model, options) as session:
         return [session.run(one) for one in inputs]
 
 

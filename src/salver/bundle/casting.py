@@ -50,7 +50,7 @@ def cast(array: Array, spec: TensorSpec) -> Array:
         InvalidArgument: naming the input and the first value that does not fit.
     """
     if spec.datatype == "BYTES":
-        return _to_strings(array, spec.name)
+        return _to_strings(array, spec)
     if array.dtype == spec.dtype:
         return array
     whole = array.dtype.kind in "iu"
@@ -95,14 +95,15 @@ def _same_whole(fitted: Array, array: Array) -> npt.NDArray[np.bool_]:
     return np.asarray(low_ok & (array <= min(int(info.max), int(np.iinfo(array.dtype).max))))
 
 
-def _to_strings(array: Array, name: str) -> Array:
+def _to_strings(array: Array, spec: TensorSpec) -> Array:
+    name = spec.name
     if array.dtype.kind not in "OUS":
         return array
     out = np.empty(array.shape, dtype=object)
     for index, value in np.ndenumerate(array):
         if isinstance(value, bytes):
             try:
-                value = value.decode()
+                value = value.decode("latin-1" if spec.binary else "utf-8")
             except UnicodeDecodeError as error:
                 raise InvalidArgument(f"input '{name}': element {list(index)} is not UTF-8 ({error.reason})") from None
         if not isinstance(value, str):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 import numpy as np
 
 from salver.backends.base import Session
-from salver.core.arrays import Array
+from salver.core.arrays import Array, array_bytes
 from salver.core.errors import SalverError, format_shape
 from salver.core.tensors import Signature, to_datatype
 
@@ -195,10 +195,4 @@ def _datatype(signature: Signature, output: str) -> str:
 
 def request_bytes(request: GoldenRequest) -> int:
     """About how much a request takes in a bundle."""
-
-    def size(arrays: Mapping[str, Array]) -> int:
-        return sum(
-            sum(4 + len(str(s).encode()) for s in a.flat) if a.dtype.kind == "O" else a.nbytes for a in arrays.values()
-        )
-
-    return size(request.inputs) + size(request.expected)
+    return sum(array_bytes(a) for arrays in (request.inputs, request.expected) for a in arrays.values())

@@ -25,6 +25,9 @@ SIGNATURE: Final = "application/vnd.salver.signature.v1+json"
 LINEAGE: Final = "application/vnd.salver.lineage.v1+json"
 EVALUATION: Final = "application/vnd.salver.evaluation.v1+json"
 PARITY: Final = "application/vnd.salver.parity.v1+json"
+PARITY_TENSORS: Final = "application/vnd.salver.parity.tensors.v1.raw"
+PROCESSING: Final = "application/vnd.salver.processing.v1+json"
+PROCESSING_FILE: Final = "application/vnd.salver.processing.file.v1.raw"
 GOLDEN: Final = "application/vnd.salver.golden.v1+json"
 GOLDEN_TENSORS: Final = "application/vnd.salver.golden.tensors.v1.raw"
 ENVELOPE: Final = "application/vnd.dsse.envelope.v1+json"
@@ -43,10 +46,14 @@ FILES: Final = {
     LINEAGE: "salver/lineage.json",
     EVALUATION: "salver/evaluation.json",
     PARITY: "salver/parity.json",
+    PARITY_TENSORS: "salver/parity.tensors",
+    PROCESSING: "salver/processing.json",
     GOLDEN: "salver/golden.json",
     GOLDEN_TENSORS: "salver/golden.tensors",
 }
 """Media type -> the path under which tools that unpack ModelPack layers put it."""
+PROCESSING_FOLDER: Final = "salver/processing/"
+"""What steps read lies below this, under the name by which they find it."""
 CARD_FILE: Final = "README.md"
 LICENCE_FILE: Final = "LICENSE"
 
@@ -56,7 +63,13 @@ LAYOUT_BYTES: Final = canonical_json({"imageLayoutVersion": "1.0.0"})
 EMPTY_BYTES: Final = b"{}"
 
 MAX_JSON_BYTES: Final = 64 << 20
-MAX_GOLDEN_BYTES: Final = 256 << 20
+MAX_TENSORS_BYTES: Final = 256 << 20
+
+
+def max_bytes(media_type: str) -> int:
+    """The most that a reader takes of a layer that is no model file."""
+    return MAX_TENSORS_BYTES if media_type in (GOLDEN_TENSORS, PARITY_TENSORS) else MAX_JSON_BYTES
+
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 """A digest in JSON that is read; decoding refuses anything else, so that no name can be made of it."""

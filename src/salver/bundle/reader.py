@@ -16,7 +16,7 @@ from salver.core.errors import CorruptArtifact, Unimplemented
 from salver.core.model import Blob, digest_bytes
 
 _ONCE: Final = (m.SIGNATURE, m.LINEAGE)
-_AT_MOST_ONCE: Final = (m.EVALUATION, m.PARITY, m.GOLDEN, m.GOLDEN_TENSORS)
+_AT_MOST_ONCE: Final = (m.EVALUATION, m.PARITY, m.PARITY_TENSORS, m.PROCESSING, m.GOLDEN, m.GOLDEN_TENSORS)
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,7 +169,7 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
         raise CorruptArtifact(f"'{path}': the manifest is not that of a model")
     files: set[str] = set()
     kinds = [layer.media_type for layer in layers]
-    known = (m.WEIGHTS, m.DOCUMENT, *_ONCE, *_AT_MOST_ONCE)
+    known = (m.WEIGHTS, m.DOCUMENT, m.PROCESSING_FILE, *_ONCE, *_AT_MOST_ONCE)
     for layer in layers:
         if layer.media_type not in known:
             raise CorruptArtifact(f"'{path}': layer of unknown type '{layer.media_type[:80]}'")
@@ -180,8 +180,11 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
         if why:
             raise CorruptArtifact(f"'{path}': model file '{layer.file[:80]}': {why}")
         fixed = m.FILES.get(layer.media_type)
-        if (fixed and layer.file != fixed) or (
-            layer.media_type == m.DOCUMENT and layer.file not in (m.CARD_FILE, m.LICENCE_FILE)
+        name = layer.file.removeprefix(m.PROCESSING_FOLDER)
+        if (
+            (fixed and layer.file != fixed)
+            or (layer.media_type == m.DOCUMENT and layer.file not in (m.CARD_FILE, m.LICENCE_FILE))
+            or (layer.media_type == m.PROCESSING_FILE and (name == layer.file or m.check_file_name(name)))
         ):
             raise CorruptArtifact(f"'{path}': {_role(layer)} stands for an unexpected file '{layer.file[:80]}'")
     for kind in _ONCE:
@@ -190,7 +193,9 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
     for kind in _AT_MOST_ONCE:
         if kinds.count(kind) > 1:
             raise CorruptArtifact(f"'{path}': {kinds.count(kind)} layers of type '{kind}', expected at most one")
-    if m.WEIGHTS not in kinds or (m.GOLDEN in kinds) != (m.GOLDEN_TENSORS in kinds):
+    halved = (m.GOLDEN in kinds) != (m.GOLDEN_TENSORS in kinds) or (m.PARITY_TENSORS in kinds and m.PARITY not in kinds)
+    halved = halved or (m.PROCESSING_FILE in kinds and m.PROCESSING not in kinds)
+    if m.WEIGHTS not in kinds or halved:
         raise CorruptArtifact(f"'{path}': the manifest lacks a layer: it has {kinds}")
     for layer in layers:
         limit = _limit(layer)
@@ -201,7 +206,7 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
 def _limit(layer: Descriptor) -> int | None:
     if layer.media_type == m.WEIGHTS:
         return None
-    return m.MAX_GOLDEN_BYTES if layer.media_type == m.GOLDEN_TENSORS else m.MAX_JSON_BYTES
+    return m.max_bytes(layer.media_type)
 
 
 def _read_signature(
@@ -254,11 +259,15 @@ def _role(layer: Descriptor) -> str:
     """What a layer is, in words."""
     if layer.media_type == m.WEIGHTS:
         return f"the model file '{layer.file}'"
+    if layer.media_type == m.PROCESSING_FILE:
+        return f"the file '{layer.file[:80]}' of the processing steps"
     names = {
         m.SIGNATURE: "the signature of the model's inputs and outputs",
         m.LINEAGE: "the lineage",
         m.EVALUATION: "the evaluation",
         m.PARITY: "the parity certificate",
+        m.PARITY_TENSORS: "the recorded runs of the original",
+        m.PROCESSING: "the processing steps",
         m.GOLDEN: "the golden requests",
         m.GOLDEN_TENSORS: "the golden requests' tensors",
     }

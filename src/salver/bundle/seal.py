@@ -9,13 +9,15 @@ from typing import Any
 import msgspec
 
 from salver.bundle import manifest as m
-from salver.bundle.bundle import Bundle, Lineage, write_bundle
+from salver.bundle.bundle import Bundle, Lineage, Steps, write_bundle
 from salver.bundle.golden import GoldenRequest
 from salver.bundle.manifest import Descriptor
+from salver.bundle.recorded import encode_parity
 from salver.bundle.tensors import encode_golden
 from salver.core.config import canonical_json
 from salver.core.errors import InvalidArgument, TooLarge
 from salver.core.model import Blob, Model
+from salver.evaluation.parity import ParityCertificate
 from salver.evaluation.types import BuildRecord
 
 
@@ -26,7 +28,7 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         name: the model's name, as a server offers it.
         model: its files are copied as they are.
         record: what the build found out; a bundle without one is not ``tested``.
-        parity: the importer's parity certificate as plain data.
+        parity: the importer's parity certificate, with the runs of the original that it recorded.
         golden: requests to be replayed wherever the bundle is loaded.
         card, licence: model card (Markdown) and licence text; empty for none.
     """
@@ -34,7 +36,7 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     name: str
     model: Model
     record: BuildRecord | None = None
-    parity: dict[str, Any] | None = None
+    parity: ParityCertificate | None = None
     golden: tuple[GoldenRequest, ...] = ()
     card: str = ""
     licence: str = ""
@@ -53,6 +55,8 @@ def seal(path: Path, contents: Contents) -> Bundle:
     if not contents.name:
         raise InvalidArgument("a bundle needs a name that is not empty")
     _check_blobs(contents.model.blobs)
+    if contents.model.processing is not None:
+        _check_blobs(contents.model.processing.files)
     layers: list[Descriptor] = []
     blobs: dict[str, bytes | Blob] = {}
     for blob in contents.model.blobs:
@@ -65,8 +69,18 @@ def seal(path: Path, contents: Contents) -> Bundle:
             )
         )
         blobs[blob.digest] = blob
+    for blob in contents.model.processing.files if contents.model.processing else ():
+        layers.append(
+            Descriptor(
+                media_type=m.PROCESSING_FILE,
+                digest=blob.digest,
+                size=blob.size_bytes,
+                annotations={m.FILEPATH: m.PROCESSING_FOLDER + blob.name},
+            )
+        )
+        blobs[blob.digest] = blob
     for media_type, file, data in _parts(contents):
-        if len(data) > (m.MAX_GOLDEN_BYTES if media_type == m.GOLDEN_TENSORS else m.MAX_JSON_BYTES):
+        if len(data) > m.max_bytes(media_type):
             raise TooLarge(
                 f"'{file}' would be {len(data)} bytes, more than a reader takes; seal fewer golden requests, less text"
             )
@@ -89,12 +103,22 @@ def _parts(contents: Contents) -> list[tuple[str, str, bytes]]:
         (m.SIGNATURE, canonical_json(model.signature)),
         (m.LINEAGE, _plain(Lineage(steps=model.lineage, notes=model.notes), "lineage")),
     ]
+    if model.processing is not None:
+        steps = Steps(
+            before=model.processing.before,
+            after=model.processing.after,
+            outputs=model.processing.outputs,
+            signature=model.processing.signature,
+        )
+        made.append((m.PROCESSING, _plain(steps, "processing")))
     if contents.record is not None:
         made.append((m.EVALUATION, canonical_json(_spell(msgspec.to_builtins(contents.record)))))
     if contents.parity is not None:
-        made.append((m.PARITY, _plain(contents.parity, "parity")))
+        certificate, tensors = encode_parity(contents.parity)
+        made.append((m.PARITY, _plain(certificate, "parity")))
+        made += [(m.PARITY_TENSORS, tensors)] if tensors else []
     if contents.golden:
-        manifest, tensors = encode_golden(contents.golden, model.signature)
+        manifest, tensors = encode_golden(contents.golden, model.served)
         made += [(m.GOLDEN, manifest), (m.GOLDEN_TENSORS, tensors)]
     parts = [(media_type, m.FILES[media_type], data) for media_type, data in made]
     texts = ((m.CARD_FILE, contents.card), (m.LICENCE_FILE, contents.licence))

@@ -1,4 +1,4 @@
-"""Golden requests as a manifest (JSON) and one run of raw tensor bytes."""
+"""Arrays and golden requests as a manifest (JSON) and one run of raw tensor bytes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def encode_golden(golden: tuple[GoldenRequest, ...], signature: Signature) -> tu
                 raise InvalidArgument(
                     f"golden request: '{spec.name}' is {to_datatype(array.dtype)}, the signature says {spec.datatype}"
                 )
-            raw = _to_bytes(array)
+            raw = encode_array(array)
             chunks.append(raw)
             entries.append(TensorEntry(name=spec.name, datatype=spec.datatype, shape=array.shape, size_bytes=len(raw)))
         return tuple(entries)
@@ -94,7 +94,7 @@ def decode_golden(manifest: bytes, blob: bytes) -> tuple[GoldenRequest, ...]:
         for entry in tensors:
             raw = blob[position : position + entry.size_bytes]
             position += entry.size_bytes
-            arrays[entry.name] = _from_bytes(raw, entry)
+            arrays[entry.name] = decode_array(raw, entry)
         return arrays
 
     golden = tuple(
@@ -108,27 +108,37 @@ def decode_golden(manifest: bytes, blob: bytes) -> tuple[GoldenRequest, ...]:
     return golden
 
 
-def _to_bytes(array: Array) -> bytes:
+def encode_array(array: Array) -> bytes:
+    """The bytes that a `TensorEntry` describes.
+
+    Raises:
+        InvalidArgument: an element of an array of objects is no string.
+    """
     if array.dtype.kind != "O":
         return np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     parts = []
     for element in array.flat:
         if not isinstance(element, str):
-            raise InvalidArgument(f"golden request: a BYTES element is {type(element).__name__}, expected str")
+            raise InvalidArgument(f"a BYTES element is {type(element).__name__}, expected str")
         raw = element.encode()
         parts += [len(raw).to_bytes(4, "little"), raw]
     return b"".join(parts)
 
 
-def _from_bytes(raw: bytes, entry: TensorEntry) -> Array:
+def decode_array(raw: bytes, entry: TensorEntry) -> Array:
+    """The array that bytes stand for, as a copy.
+
+    Raises:
+        CorruptArtifact: they do not fit what the entry says.
+    """
     count = math.prod(entry.shape)
     if entry.datatype not in NUMPY_DTYPES or any(d < 0 for d in entry.shape):
-        raise CorruptArtifact(f"golden tensor '{entry.name}': {entry.datatype} {list(entry.shape)} is no tensor")
+        raise CorruptArtifact(f"tensor '{entry.name}': {entry.datatype} {list(entry.shape)} is no tensor")
     dtype = NUMPY_DTYPES[entry.datatype]
     if entry.datatype == "BYTES":
         return _strings(raw, count, entry)
     if len(raw) != count * dtype.itemsize:
-        raise CorruptArtifact(f"golden tensor '{entry.name}': {len(raw)} bytes for {count} elements")
+        raise CorruptArtifact(f"tensor '{entry.name}': {len(raw)} bytes for {count} elements")
     return np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype).reshape(entry.shape)
 
 
@@ -142,9 +152,9 @@ def _strings(raw: bytes, count: int, entry: TensorEntry) -> Array:
         try:
             elements.append(element.decode())
         except UnicodeDecodeError as error:
-            raise CorruptArtifact(f"golden tensor '{entry.name}': {error}") from None
+            raise CorruptArtifact(f"tensor '{entry.name}': {error}") from None
     if position != len(raw) or len(elements) != count:
-        raise CorruptArtifact(f"golden tensor '{entry.name}': {len(elements)} strings for {count} elements")
+        raise CorruptArtifact(f"tensor '{entry.name}': {len(elements)} strings for {count} elements")
     array = np.empty(count, dtype=object)
     array[:] = elements
     return array.reshape(entry.shape)

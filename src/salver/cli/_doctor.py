@@ -4,19 +4,52 @@ from __future__ import annotations
 
 import platform
 import re
+import subprocess
+import sys
 from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.util import find_spec
 from typing import Any, Final
 
 import msgspec
+from rich.markup import escape
 from rich.table import Table
 
 import salver
 from salver.backends import BACKENDS
+from salver.builder.exporters import EXPORTERS
+from salver.builder.importers import IMPORTERS
+from salver.cli._accelerators import ACCELERATORS, UNTESTED
 from salver.cli._output import print_json, print_rich
 from salver.evaluation.host import describe_host
+from salver.processing import PROCESSING
 
 _REQUIREMENT: Final = re.compile(r"([A-Za-z0-9._-]+).*;.*extra == ['\"]([a-z]+)['\"]")
+_PROBE_S: Final = 120.0
+# Members that need an optional library: the extra that brings it, and what has to be importable.
+NEEDS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
+    "torch": ("torch", ("torch", "onnxscript")),
+    "pt2": ("torch", ("torch",)),
+    "torchscript": ("torch", ("torch",)),
+    "safetensors": ("safetensors", ("safetensors",)),
+    "protobuf": ("tensorflow", ("tensorflow",)),
+    "tensorflow": ("tensorflow", ("tensorflow",)),
+    "savedmodel": ("tensorflow", ("tensorflow",)),
+    "keras": ("tensorflow", ("tensorflow", "keras")),
+    "h5": ("tensorflow", ("tensorflow", "keras")),
+    "litert": ("litert", ("ai_edge_litert",)),
+    "tflite": ("litert", ("ai_edge_litert",)),
+    "sklearn": ("sklearn", ("sklearn", "skl2onnx", "skops")),
+    "xgboost": ("boosting", ("xgboost",)),
+    "lightgbm": ("boosting", ("lightgbm",)),
+    "catboost": ("boosting", ("catboost",)),
+    "openvino": ("openvino", ("openvino",)),
+    "jax": ("jax", ("jax",)),
+    "tokenizer": ("text", ("tokenizers",)),
+    "image": ("images", ("PIL",)),
+}
 
 
 def run(*, json: bool = False) -> None:
@@ -29,22 +62,66 @@ def run(*, json: bool = False) -> None:
 
 
 def examine() -> dict[str, Any]:
-    """Versions, host, runtimes with their execution providers, extras with what is missing of each."""
-    runtimes = {}
-    for name in BACKENDS:
-        backend = BACKENDS.get(name)()
-        runtimes[name] = {
-            "versions": backend.versions(),
-            "formats": list(backend.formats),
-            "providers": list(backend.providers()),
-        }
+    """Versions, host, backends with their execution providers, the members of the other families that need a library,
+    hardware that is passed through by name, extras with what is missing of each."""
+    backends = _examine_backends()
     return {
         "salver": salver.__version__,
         "python": platform.python_version(),
         "host": msgspec.to_builtins(describe_host()),
-        "runtimes": runtimes,
+        "backends": backends,
+        "importers": _examine_members(IMPORTERS),
+        "exporters": _examine_members(EXPORTERS),
+        "processing": _examine_members(PROCESSING),
+        "accelerators": _examine_accelerators(backends),
         "extras": {extra: _examine_extra(extra, packages) for extra, packages in sorted(_extras().items())},
     }
+
+
+def _examine_backends() -> dict[str, dict[str, Any]]:
+    """Each loaded in a process of its own, two at a time."""
+    found = _examine_members(BACKENDS)
+    here = [name for name, member in found.items() if member["present"]]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for name, offered in zip(here, pool.map(_probe, here), strict=True):
+            found[name] |= offered
+            found[name]["present"] = "versions" in offered
+    return found
+
+
+def _probe(name: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "salver.cli._probe", name]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_PROBE_S, check=False)
+        found: dict[str, Any] = msgspec.json.decode(done.stdout, type=dict[str, Any])
+    except subprocess.TimeoutExpired:
+        return {"missing": f"it does not load within {_PROBE_S:.0f} s"}
+    except msgspec.DecodeError:
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        return {"missing": f"it does not load (exit code {done.returncode}): {' '.join(last)}"}
+    return found
+
+
+def _examine_members(family: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Member -> whether what it needs is here, else how to get it; nothing is loaded."""
+    found = {}
+    for name in family:
+        extra, modules = NEEDS.get(name, ("", ()))
+        missing = [module for module in modules if find_spec(module) is None]
+        found[name] = {
+            "present": not missing,
+            "missing": ", ".join(missing),
+            "install": f"pip install 'salver[{extra}]'" if missing else "",
+        }
+    return found
+
+
+def _examine_accelerators(backends: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    found = []
+    for one in ACCELERATORS:
+        where = [name for name in one.backends if one.name in backends.get(name, {}).get("providers", ())]
+        found.append({**msgspec.to_builtins(one), "present": where, "tested": UNTESTED})
+    return found
 
 
 def _extras() -> dict[str, list[str]]:
@@ -77,12 +154,40 @@ def _render(found: dict[str, Any]) -> list[Any]:
     machine.add_row("cpu", f"{host['cpu']}, {host['cores']} cores")
     machine.add_row("features", " ".join(host["features"]) or "none that inference uses")
     machine.add_row("memory", f"{host['memory_bytes'] / 2**30:.1f} GiB")
-    runtimes = Table("runtime", "version", "formats", "execution providers", title="Runtimes", title_justify="left")
-    for name, runtime in found["runtimes"].items():
-        versions = ", ".join(f"{k} {v}" for k, v in runtime["versions"].items())
-        runtimes.add_row(name, versions, ", ".join(runtime["formats"]), ", ".join(runtime["providers"]))
-    extras = Table("extra", "present", "to get it", title="Extras", title_justify="left")
+    return [machine, _backends(found), *_families(found), _accelerators(found), _extras_table(found)]
+
+
+def _backends(found: dict[str, Any]) -> Table:
+    table = Table("backend", "version", "formats", "providers", "to get it", title="Backends", title_justify="left")
+    for name, one in found["backends"].items():
+        versions = ", ".join(f"{k} {v}" for k, v in one.get("versions", {}).items()) or "-"
+        lists = [", ".join(one.get(key, ())) for key in ("formats", "providers")]
+        table.add_row(name, versions, *lists, escape(one["install"] or ("" if one["present"] else one["missing"])))
+    return table
+
+
+def _families(found: dict[str, Any]) -> list[Table]:
+    tables = []
+    for family in ("importers", "exporters", "processing"):
+        table = Table(family, "to get it", title=family.capitalize(), title_justify="left")
+        for name, one in found[family].items():
+            table.add_row(name, "present" if one["present"] else escape(one["install"]))
+        tables.append(table)
+    return tables
+
+
+def _accelerators(found: dict[str, Any]) -> Table:
+    table = Table("provider", "for", "through", "", "to get it", title="Other hardware", title_justify="left")
+    for one in found["accelerators"]:
+        state = f"present in {', '.join(one['present'])}" if one["present"] else "not here"
+        table.add_row(one["name"], one["what"], ", ".join(one["backends"]), f"{state}; {one['tested']}",
+                      "" if one["present"] else escape(one["install"]))  # fmt: skip
+    return table
+
+
+def _extras_table(found: dict[str, Any]) -> Table:
+    table = Table("extra", "present", "to get it", title="Extras", title_justify="left")
     for name, extra in found["extras"].items():
         present = ", ".join(f"{k} {v}" for k, v in extra["present"].items())
-        extras.add_row(name, present or "-", extra["install"].replace("[", r"\["))
-    return [machine, runtimes, extras]
+        table.add_row(name, present or "-", escape(extra["install"]))
+    return table

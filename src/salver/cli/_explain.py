@@ -60,7 +60,8 @@ def _command(verb: Verb) -> Callable[..., Invocation]:
 
     def command(**given: Any) -> Invocation:
         arguments = {a.name: tuple(given[a.name] or ()) if a.many else given[a.name] for a in verb.arguments}
-        return Invocation(verb, arguments, {o.name: given[o.name] for o in verb.options if given[o.name] is not None})
+        said = {o: given[o.name] for o in verb.options if given[o.name] is not None}
+        return Invocation(verb, arguments, {o.name: o.joined.join(v) if o.joined else v for o, v in said.items()})
 
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # functions have one, mypy does not know
         [*(_argument(a.name, a.help, a.many) for a in verb.arguments), *(_option(o) for o in verb.options)]
@@ -80,7 +81,7 @@ def _option(option: Option) -> inspect.Parameter:
         return _parameter(option.name, bool | None, typer.Option(None, *flags, help=text, show_default=False))
     metavar = "|".join(option.choices) or option.kind.upper()
     default = typer.Option(None, *flags, help=text, metavar=metavar, show_default=False)
-    return _parameter(option.name, str | None, default)
+    return _parameter(option.name, list[str] | None if option.joined else str | None, default)
 
 
 def _default(option: Option) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from salver.cli._verbs import VERBS, Invocation, Verb
+from salver.core.option import Option
 
 
 def parse(argv: Sequence[str]) -> Invocation | None:
@@ -26,7 +27,9 @@ def parse(argv: Sequence[str]) -> Invocation | None:
             text = value if equals else next(rest, "-")
             if text.startswith("-"):
                 return None
-            flags[takes_value[flag]] = text
+            option = takes_value[flag]
+            before = flags.get(option.name)
+            flags[option.name] = f"{before}{option.joined}{text}" if before and option.joined else text
         elif word in switches:
             name, on = switches[word]
             flags[name] = on
@@ -38,16 +41,16 @@ def parse(argv: Sequence[str]) -> Invocation | None:
     return None if arguments is None else Invocation(verb, arguments, flags)
 
 
-def _flags(verb: Verb) -> tuple[dict[str, tuple[str, bool]], dict[str, str]]:
+def _flags(verb: Verb) -> tuple[dict[str, tuple[str, bool]], dict[str, Option]]:
     switches: dict[str, tuple[str, bool]] = {}
-    takes_value: dict[str, str] = {}
+    takes_value: dict[str, Option] = {}
     for option in verb.options:
         if option.kind == "boolean":
             switches[option.flag] = (option.name, True)
         else:
-            takes_value[option.flag] = option.name
+            takes_value[option.flag] = option
             if option.short:
-                takes_value[option.short] = option.name
+                takes_value[option.short] = option
     return switches, takes_value
 
 

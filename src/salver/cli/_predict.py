@@ -10,20 +10,30 @@ import numpy as np
 from rich.markup import escape
 
 import salver
-from salver.backends import open_session
 from salver.cli._output import print_json, print_rich, write_file
 from salver.core.arrays import Array
 from salver.core.tensors import TensorSpec
-from salver.datasets import bind, open_dataset
+from salver.datasets import bind
 from salver.evaluation.runner import RowRunner
+from salver.processing import open_processed
+from salver.processing.dataset import open_examples
 
 _ROWS_SHOWN = 20
 _ROWS_PER_RUN = 256
 
 
-def run(bundle: str, input: str, *, output: Path | None = None, json: bool = False) -> None:
+def run(
+    bundle: str,
+    input: str,
+    *,
+    trusted_key: Path | None = None,
+    output: Path | None = None,
+    json: bool = False,
+) -> None:
     """Run all examples through the model, and print or write its outputs."""
     opened = salver.Bundle.open(bundle)
+    if trusted_key is not None:
+        opened.trust(trusted_key)
     answers = predict(opened, input)
     if output is not None:
         write_file(output, _npz(answers))
@@ -37,9 +47,10 @@ def run(bundle: str, input: str, *, output: Path | None = None, json: bool = Fal
 def predict(bundle: salver.Bundle, source: str) -> dict[str, Array]:
     """Outputs ``[rows, ...]`` for all examples of a source, BF16 widened to FP32, one run per example where batch-mates
     could change the answers."""
-    examples = bind(open_dataset(source), bundle.signature)
+    files = any(spec.binary for spec in bundle.signature.inputs)
+    examples = bind(open_examples(source, files=files), bundle.signature)
     merge = bundle.record is not None and bool(bundle.record.hints.get("merge"))
-    with open_session(bundle.model) as session:
+    with open_processed(bundle.model) as session:
         runner = RowRunner(session)
         size = runner.batch or (_ROWS_PER_RUN if merge else 1)
         runs = [runner.run(batch.inputs, batch.rows) for batch in examples.batches(size)]

@@ -15,7 +15,9 @@ def run(bundle: str, *, output: Path | None = None) -> None:
     opened = salver.Bundle.open(bundle)
     if opened.record is None:
         raise InvalidArgument(f"'{bundle}' holds no evaluation: there is nothing to report")
-    page = render_page(opened.record, title=opened.name, lineage=opened.lineage, digests=opened.digests())
+    page = render_page(
+        opened.record, title=opened.name, lineage=opened.lineage, digests=opened.digests(), parity=opened.parity
+    )
     target = output or Path(f"{Path(bundle).stem}.html")
     write_file(target, page.encode())
     print_rich(f"wrote {target}")

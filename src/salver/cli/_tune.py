@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
+import numpy as np
 from rich import box
 from rich.markup import escape
 from rich.table import Table
@@ -32,6 +33,7 @@ from salver.client.load.tuning import DEFAULT, Candidate, Choice, Effort, Trial,
 from salver.core.arrays import Array
 from salver.core.errors import FailedPrecondition, InvalidArgument, SalverError
 from salver.core.host import describe_cpu, usable_cores
+from salver.core.tensors import TensorSpec
 from salver.server.engine.repository import BUNDLE_SUFFIX, open_model
 from salver.server.tuned import SUFFIX, Tuned, TunedSettings, format_tuned, tuned_path
 
@@ -95,6 +97,7 @@ def make_tuned(digest: str, cores: int, slo_s: float | None, objective_s: float,
         threads=chosen.threads,
         lanes=chosen.lanes,
         max_batch=chosen.max_batch,
+        affinity=True if chosen.affinity else None,
         share_weights=True if chosen.share_weights else None,
         slo_s=slo_s,
     )
@@ -149,6 +152,7 @@ def serving(path: Path, candidate: Candidate, cores: set[int], slo_s: float) -> 
     line = [sys.executable, "-m", "salver", "serve", path.name, "--http", "127.0.0.1:0", "--log-level", "warning"]
     line += ["--threads", str(candidate.threads), "--lanes", str(candidate.lanes)]
     line += ["--max-batch", str(candidate.max_batch), "--workers", str(candidate.workers), "--slo", f"{slo_s}s"]
+    line += ["--affinity"] if candidate.affinity else []
     line += ["--share-weights"] if candidate.share_weights else []
     variables = {name: value for name, value in os.environ.items() if not name.startswith("SALVER_")}
     with tempfile.TemporaryDirectory(prefix="salver-tune-") as folder, (Path(folder) / ".said").open("w+b") as said:
@@ -279,7 +283,16 @@ def _golden_rows(bundle: Bundle) -> Mapping[str, Array]:
     golden = bundle.golden
     if not golden or any(spec.datatype == "BF16" for spec in bundle.signature.inputs):
         return {}
-    return golden[0].inputs
+    return {spec.name: _as_sent(golden[0].inputs[spec.name], spec) for spec in bundle.signature.inputs}
+
+
+def _as_sent(array: Array, spec: TensorSpec) -> Array:
+    """An input as clients give it: bytes of any kind as `bytes`."""
+    if not spec.binary:
+        return array
+    sent = np.empty(array.shape, object)
+    sent.reshape(-1)[:] = [element.encode("latin-1") for element in array.reshape(-1).tolist()]
+    return sent
 
 
 def _render(choice: Choice, target: Path) -> list[Any]:

@@ -74,11 +74,28 @@ VERBS: Final = {
             ),
         ),
         Verb(
+            name="convert",
+            summary="Write a trained model in another format, and prove that it gives the same answers there.",
+            run="salver.cli._convert:run",
+            arguments=(
+                Argument(name="source", help="A trained model: a file that 'salver build' takes, or module:name"),
+            ),
+            examples=(
+                "salver convert model.onnx --to openvino -o model.xml",
+                "salver convert net.keras --to tflite --precision int8 --data val.npz -o net.tflite",
+                "salver convert nets:make --weights net.safetensors --input 'x:float32[batch,3,224,224]' --to onnx",
+            ),
+        ),
+        Verb(
             name="inspect",
-            summary="Show what a bundle holds: signature, lineage, evaluation, verdicts, sizes, digests.",
+            summary="Show what a bundle holds: signature, lineage, parity, evaluation, sizes; or draw its graph.",
             run="salver.cli._inspect:run",
-            arguments=(_BUNDLE,),
-            examples=("salver inspect digits.salver", "salver inspect digits.salver --json"),
+            arguments=(Argument(name="bundle", help="A sealed bundle; with --graph also a bare model.onnx"),),
+            examples=(
+                "salver inspect digits.salver",
+                "salver inspect digits.salver --json",
+                "salver inspect digits.salver --graph -o graph.html",
+            ),
         ),
         Verb(
             name="verify",
@@ -175,6 +192,19 @@ VERBS: Final = {
             summary="Show what this machine offers: CPU features, runtimes, extras and how to get them.",
             run="salver.cli._doctor:run",
             examples=("salver doctor", "salver doctor --json"),
+        ),
+        Verb(
+            name="toolchain",
+            summary="List, install or remove converters that run in an environment of their own.",
+            run="salver.cli._toolchain:run",
+            arguments=(
+                Argument(name="words", help="list, install NAME or remove NAME; list where nothing is said", many=True),
+            ),
+            examples=(
+                "salver toolchain",
+                "salver toolchain install onnx2tf",
+                "salver toolchain remove onnx2tf",
+            ),
         ),
         Verb(
             name="keys",

@@ -7,20 +7,61 @@ from typing import Final
 from salver.core.option import Option
 
 _BUILD: Final = ("build",)
+_CONVERT: Final = ("convert",)
+_IMPORT: Final = ("build", "convert")
 
 BUILD_OPTIONS: Final = (
     Option(
+        name="to",
+        kind="text",
+        verbs=_CONVERT,
+        flag_only=True,
+        example="openvino",
+        default="(required)",
+        help="Format to convert to: onnx, ort, openvino, tflite, savedmodel, keras, pt2, torchscript, safetensors, ...",
+    ),
+    Option(
+        name="input",
+        kind="text",
+        verbs=_IMPORT,
+        field="inputs",
+        flag_only=True,
+        joined="; ",
+        example="x:float32[batch,3,224,224]",
+        default="(what the model says)",
+        help="An input of a model that does not say it: name, type and shape; may be given several times",
+    ),
+    Option(
+        name="weights",
+        kind="path",
+        verbs=_IMPORT,
+        flag_only=True,
+        example="model.safetensors",
+        default="(none)",
+        help="File of weights for a source that is code, module:factory",
+    ),
+    Option(
+        name="precision",
+        kind="text",
+        verbs=_CONVERT,
+        flag_only=True,
+        example="int8",
+        default="source",
+        choices=("source", "float16", "dynamic", "int8"),
+        help="In what the numbers are kept: int8 is calibrated on the data",
+    ),
+    Option(
         name="data",
         kind="text",
-        verbs=_BUILD,
+        verbs=_IMPORT,
         example="val.npz",
-        default="(required)",
+        default="(build: required; convert: inputs are made up)",
         help="Validation examples: a .npz, .npy, .csv, .jsonl or .parquet file, an image folder, or module:function",
     ),
     Option(
         name="label",
         kind="text",
-        verbs=_BUILD,
+        verbs=_IMPORT,
         example="species",
         default="(found by name)",
         help="The column of the data that holds the labels",
@@ -80,7 +121,7 @@ BUILD_OPTIONS: Final = (
     Option(
         name="labels",
         kind="path",
-        verbs=_BUILD,
+        verbs=_IMPORT,
         example="labels.txt",
         default="(none)",
         help="Class names, one per line, in the order of the output's last dimension",
@@ -95,9 +136,27 @@ BUILD_OPTIONS: Final = (
         help="Whether golden requests are taken from the data, or made up because the data must not travel",
     ),
     Option(
+        name="tolerance",
+        kind="number",
+        verbs=("build", "convert", "verify"),
+        flag_only=True,
+        example="1e-3",
+        default="(what rounding can do, from datatype and depth; verify: twice what the certificate says)",
+        minimum=0,
+        help="Largest difference from the original's answers, relative to 1 + the answer, that parity allows",
+    ),
+    Option(
+        name="processing",
+        kind="path",
+        verbs=_BUILD,
+        example="steps.toml",
+        default="(none: clients send the model's own tensors)",
+        help="Steps before and after the model that travel with it (tokenizer, image decoding, labels), as TOML",
+    ),
+    Option(
         name="trust_pickle",
         kind="boolean",
-        verbs=_BUILD,
+        verbs=_IMPORT,
         flag_only=True,
         default="false",
         help="Load a pickled model, which runs code from the file",

@@ -209,10 +209,11 @@ class ParityFailed(SalverError):
 class UntrustedPickle(PermissionDenied):
     """A pickle was given without the user's word that it may be run."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, inspection: str = "") -> None:
         super().__init__(
             f"'{path}' is a pickle: loading it runs code from the file. If you trust who made it, say --trust-pickle "
             "(Python: trust_pickle=True); or save the model with skops (.skops), which needs no trust"
+            + (f"\n{inspection}" if inspection else "")
         )
 
 

@@ -101,15 +101,42 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tools: dict[str, str] = {}
 
 
+class Processing(msgspec.Struct, frozen=True, kw_only=True):
+    """Declared steps before and after a graph, so that clients send and get what people have at hand.
+
+    Args:
+        before, after: one mapping per step, in order: ``step`` is its name in the `processing` family, the rest its
+            config as plain data.
+        outputs: outputs that clients get, in order; empty for what the steps make and what they leave alone.
+        files: what the steps read (a tokenizer, a list of labels), found by name.
+        signature: what clients send and get.
+    """
+
+    before: tuple[dict[str, Any], ...]
+    after: tuple[dict[str, Any], ...]
+    outputs: tuple[str, ...]
+    files: tuple[Blob, ...]
+    signature: Signature
+
+    @property
+    def digest(self) -> str:
+        """Digest of the steps and of all that they read."""
+        said = [self.before, self.after, self.outputs, self.signature, [(b.name, b.digest) for b in self.files]]
+        return digest_bytes(msgspec.json.encode(said, order="sorted"))
+
+
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """A graph in one format, its signature and its lineage.
 
     Args:
         format: ``onnx``, later others; names the backends that can run it.
-        signature: inputs and outputs.
+        signature: inputs and outputs of the graph.
         blobs: the main file first, then external data, which the main file finds by name.
         lineage: what led here, oldest first.
         notes: facts an importer found that a user should know ("batch dimension is fixed at 1").
+        processing: steps around the graph; None where clients send and get its own tensors.
+        trusted: whether its user trusts who made it, so that code that comes with it may be run. Said anew wherever a
+            model is opened: no file says it of itself.
     """
 
     format: str
@@ -117,6 +144,13 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     blobs: tuple[Blob, ...]
     lineage: tuple[Step, ...] = ()
     notes: tuple[str, ...] = ()
+    processing: Processing | None = None
+    trusted: bool = False
+
+    @property
+    def served(self) -> Signature:
+        """What clients send and get: the graph's own signature, or that of the steps around it."""
+        return self.signature if self.processing is None else self.processing.signature
 
     @property
     def path(self) -> Path:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-Kind = Literal["text", "path", "integer", "boolean", "duration", "size", "margin", "list"]
+Kind = Literal["text", "path", "integer", "number", "boolean", "duration", "size", "margin", "list"]
 
 
 class Option(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +25,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
         minimum: the smallest value of a number or quantity.
         short: a one-letter flag, ``-o``.
         per_model: whether ``[models.NAME]`` tables take it.
+        joined: what is put between the texts of a flag that is given several times; empty when the last one counts.
         flag_only: whether it can only be given as a flag, because it belongs to one command and not to a place.
     """
 
@@ -39,6 +40,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     minimum: float | None = None
     short: str = ""
     per_model: bool = False
+    joined: str = ""
     flag_only: bool = False
 
     @property

@@ -13,8 +13,8 @@ from salver.core.option import Option as Option
 _BUILD: Final = ("build",)
 _SERVE: Final = ("serve",)
 _EVERY: Final = (
-    *("build", "inspect", "verify", "report", "serve", "stats", "predict", "bench", "tune", "plan"),
-    *("doctor", "keys", "sign"),
+    *("build", "convert", "inspect", "verify", "report", "serve", "stats", "predict", "bench", "tune", "plan"),
+    *("doctor", "toolchain", "keys", "sign"),
 )
 
 OPTIONS: Final = (
@@ -74,6 +74,14 @@ OPTIONS: Final = (
         verbs=_SERVE,
         default="false",
         help="Listen beyond loopback without API keys or client certificates; the admin API stays closed",
+    ),
+    Option(
+        name="trusted_key",
+        kind="path",
+        verbs=("serve", "predict"),
+        example="public.pem",
+        default="(code in bundles is not run)",
+        help="Public key of those whose signed bundles may bring code: pickles, Python classes and steps",
     ),
     Option(
         name="allow_uploads",
@@ -314,6 +322,13 @@ OPTIONS: Final = (
         help="Processes that answer; a supervisor watches them and replaces one that crashes, hangs or leaks",
     ),
     Option(
+        name="affinity",
+        kind="boolean",
+        verbs=_SERVE,
+        default="false",
+        help="Keep each worker on its own share of the cores, on one NUMA node where that can be",
+    ),
+    Option(
         name="load_timeout",
         kind="duration",
         verbs=_SERVE,
@@ -486,9 +501,17 @@ OPTIONS: Final = (
     ),
     # artifacts
     Option(
+        name="graph",
+        kind="boolean",
+        verbs=("inspect",),
+        flag_only=True,
+        default="false",
+        help="Write a page that shows the graph, with size and time of every operator (-o names the file)",
+    ),
+    Option(
         name="output",
         kind="path",
-        verbs=("build", "report", "predict", "keys", "tune"),
+        verbs=("build", "convert", "inspect", "report", "predict", "keys", "tune"),
         short="-o",
         flag_only=True,
         example="digits.salver",
@@ -523,7 +546,10 @@ OPTIONS: Final = (
     Option(
         name="json",
         kind="boolean",
-        verbs=("build", "inspect", "verify", "stats", "predict", "doctor", "bench", "tune", "plan"),
+        verbs=(
+            *("build", "convert", "inspect", "verify", "stats", "predict", "doctor", "bench", "tune", "plan"),
+            "toolchain",
+        ),
         flag_only=True,
         default="false",
         help="Write one JSON document to standard output",

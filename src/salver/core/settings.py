@@ -113,8 +113,10 @@ def _convert(option: Option, given: Any) -> Any:
             return given
         case "integer" | "size" | "duration", int() if not isinstance(given, bool):
             return given
-        case "duration", float() if math.isfinite(given):
+        case "duration" | "number", float() if math.isfinite(given):
             return given
+        case "number", int() if not isinstance(given, bool):
+            return float(given)
         case "list", list() if all(isinstance(item, str) for item in given):
             return tuple(given)
     raise InvalidArgument(f"got '{given}', expected {_EXPECTED[option.kind]}")
@@ -133,6 +135,16 @@ def _integer(text: str) -> int:
         raise InvalidArgument(f"got '{text}', expected {_EXPECTED['integer']}") from None
 
 
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InvalidArgument(f"got '{text}', expected {_EXPECTED['number']}")
+    return value
+
+
 def _list(text: str) -> tuple[str, ...]:
     return tuple(item.strip() for item in text.split(",") if item.strip())
 
@@ -141,6 +153,7 @@ _FROM_TEXT: Final[dict[Kind, Callable[[str], Any]]] = {
     "text": str,
     "path": Path,
     "integer": _integer,
+    "number": _number,
     "boolean": _boolean,
     "duration": parse_duration,
     "size": parse_size,
@@ -151,6 +164,7 @@ _EXPECTED: Final[dict[Kind, str]] = {
     "text": "a text",
     "path": "a path",
     "integer": "an integer",
+    "number": "a number such as 1e-4",
     "boolean": "true or false",
     "duration": "a duration such as 30s",
     "size": "a size such as 64MiB",

@@ -67,12 +67,15 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             signature have the same size; a name that starts with ``?`` stands for itself only. ``("...",)`` means that
             the rank is not known.
         labels: for an output of classes, the name of each class, in the order of the last dimension.
+        binary: for BYTES, whether elements are bytes of any kind (an image file) and no text. In flight such an element
+            is a ``str`` of one character per byte (Latin-1), or base64.
     """
 
     name: str
     datatype: str
     shape: tuple[int | str, ...]
     labels: tuple[str, ...] = ()
+    binary: bool = False
 
     def __post_init__(self) -> None:
         if self.datatype not in NUMPY_DTYPES:

@@ -28,12 +28,13 @@ class ImagesConfig(ReaderConfig, frozen=True, kw_only=True):
     """How images become arrays.
 
     Args:
-        mode: ``rgb``, or ``gray``: one channel, which is not a dimension.
+        mode: ``rgb``; ``gray``: one channel, which is not a dimension; or ``file``: no pixels but the file's bytes, for
+            models that decode images themselves.
         layout: ``hwc`` (channels last) or ``chw``; of no matter for ``gray``.
         size: ``(height, width)`` to resize to, bilinear; None takes images as they are, which must then be of one size.
     """
 
-    mode: Literal["rgb", "gray"] = "rgb"
+    mode: Literal["rgb", "gray", "file"] = "rgb"
     layout: Literal["hwc", "chw"] = "hwc"
     size: tuple[int, int] | None = None
 
@@ -49,8 +50,7 @@ class ImagesDataset(Reader):
         self._root = source
         self._config = config or ImagesConfig()
         self._files, self._classes = self._list()
-        inner = self._load(self._files[0]).shape if self._files else ()
-        specs = {"image": TensorSpec(name="image", datatype="UINT8", shape=("batch", *inner))}
+        specs = {"image": self._image_spec()}
         if self._classes:
             specs["label"] = TensorSpec(name="label", datatype="BYTES", shape=("batch",))
         super().__init__(str(source), specs, len(self._files), self._config.label)
@@ -64,22 +64,34 @@ class ImagesDataset(Reader):
     def digest(self) -> str:
         return self._digest
 
+    def _image_spec(self) -> TensorSpec:
+        if self._config.mode == "file":
+            return TensorSpec(name="image", datatype="BYTES", shape=("batch",), binary=True)
+        inner = self._load(self._files[0]).shape if self._files else ()
+        return TensorSpec(name="image", datatype="UINT8", shape=("batch", *inner))
+
     def blocks(self, size: int) -> Iterator[dict[str, Array]]:
-        shape = self.columns[0].shape[1:]
         for start in range(0, len(self), size):
             files = self._files[start : start + size]
-            images = [self._load(file) for file in files]
-            for file, image in zip(files, images, strict=True):
-                if image.shape != shape:
-                    raise InvalidArgument(
-                        f"'{file}': image of shape {list(image.shape)}, the first one ('{self._files[0]}') has "
-                        f"{list(shape)}; "
-                        "give size=(height, width) to resize them"
-                    )
-            block: dict[str, Array] = {"image": np.stack(images)}
+            if self._config.mode == "file":
+                block = {"image": object_array([file.read_bytes().decode("latin-1") for file in files])}
+            else:
+                block = {"image": self._stack(files)}
             if self._classes:
                 block["label"] = object_array([file.parent.name for file in files])
             yield block
+
+    def _stack(self, files: list[Path]) -> Array:
+        shape = self.columns[0].shape[1:]
+        images = [self._load(file) for file in files]
+        for file, image in zip(files, images, strict=True):
+            if image.shape != shape:
+                raise InvalidArgument(
+                    f"'{file}': image of shape {list(image.shape)}, the first one ('{self._files[0]}') has "
+                    f"{list(shape)}; "
+                    "give size=(height, width) to resize them"
+                )
+        return np.stack(images)
 
     def _list(self) -> tuple[list[Path], list[str]]:
         folders = sorted(p for p in self._root.iterdir() if p.is_dir() and not p.name.startswith("."))

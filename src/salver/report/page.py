@@ -15,9 +15,11 @@ import msgspec
 from salver.core.model import Step
 from salver.evaluation import format_margin, parse_margin
 from salver.evaluation.noninferiority import margin_in_unit
+from salver.evaluation.parity import ParityCertificate
 from salver.evaluation.types import BuildRecord, CandidateRecord, Margin, Quality
 from salver.report import words
 from salver.report.details import draw_details
+from salver.report.parity import draw_parity
 from salver.report.plot import draw_pareto
 from salver.report.style import STYLE
 
@@ -30,7 +32,12 @@ _ROLES: Final = {
 
 
 def render_page(
-    record: BuildRecord, *, title: str, lineage: Sequence[Step] = (), digests: Mapping[str, str] = {}
+    record: BuildRecord,
+    *,
+    title: str,
+    lineage: Sequence[Step] = (),
+    digests: Mapping[str, str] = {},
+    parity: ParityCertificate | None = None,
 ) -> str:
     """The page, as text.
 
@@ -41,6 +48,7 @@ def render_page(
         title: name of the model or bundle.
         lineage: how the sealed model came about, oldest first.
         digests: name -> digest, of the bundle and what is in it.
+        parity: the importer's certificate.
     """
     margin = read_margin(record.settings)
     quality = words.quality_of(record.sealed) or next(
@@ -52,6 +60,7 @@ def render_page(
         _plot(record, allowed),
         _table(record, quality),
         _method(record, quality, margin),
+        draw_parity(parity) if parity else "",
         _lineage(lineage),
         _facts(record, digests),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from salver.evaluation.parity import ULP_BINS, OutputParity, ParityCertificate
 from salver.evaluation.types import BuildRecord, CandidateRecord, Evaluation, Interval, Latency, Quality
 
 MINUS: Final = "\N{MINUS SIGN}"
@@ -110,3 +111,59 @@ def verdict_word(record: BuildRecord, candidate: CandidateRecord) -> str:
     if candidate.name == record.chosen:
         return "chosen"
     return "original" if candidate.origin == "baseline" else OUTCOMES[candidate.verdict.outcome]
+
+
+def show_parity(output: OutputParity) -> str:
+    """How far an output is from the original's: ``max 1.2e-07, mean 3e-08, 92.1 % within 1 ULP, labels 100 %``."""
+    parts = [
+        f"max {output.max_abs:.2g} (relative {output.max_rel:.2g})",
+        f"mean {output.mean_abs:.2g} (relative {output.mean_rel:.2g})",
+    ]
+    if output.ulps:
+        parts.append(f"{show_share(sum(output.ulps[:2]) / sum(output.ulps))} within 1 ULP, {show_ulps(output.ulps)}")
+    return ", ".join([*parts, f"same label {show_share(output.label_agreement)}"])
+
+
+def show_ulps(ulps: tuple[int, ...]) -> str:
+    """Where the histogram ends: ``all within 31``."""
+    farthest = (1 << (len(ulps) - 1)) - 1
+    return f"all within {farthest}" if len(ulps) < ULP_BINS else f"some beyond {farthest >> 1}"
+
+
+def show_ulp_bins(ulps: tuple[int, ...]) -> str:
+    """The histogram: ``0: 812, 1: 90, 2-3: 8``."""
+    named = [(0, 0), *((1 << (k - 1), (1 << k) - 1) for k in range(1, len(ulps)))]
+    last = len(ulps) == ULP_BINS
+    parts = []
+    for k, ((low, high), count) in enumerate(zip(named, ulps, strict=True)):
+        name = f"{low} and more" if last and k == ULP_BINS - 1 else f"{low}" if low == high else f"{low}{DASH}{high}"
+        parts += [f"{name}: {count:,}"] if count else []
+    return ", ".join(parts)
+
+
+def tested_sizes(certificate: ParityCertificate) -> str:
+    """What sizes a certificate covers: ``batch 1, 7, 32; time 1, 8, 24``."""
+    dims = [("batch", certificate.batch_sizes), *((d.name, d.sizes) for d in certificate.dims)]
+    told = [f"{name.lstrip('?')} {', '.join(map(str, sizes))}" for name, sizes in dims if sizes]
+    return "; ".join(told) or "as given"
+
+
+def tell_parity(certificate: ParityCertificate) -> list[str]:
+    """What stands behind a certificate, a sentence each."""
+    lines = [
+        f"Against {certificate.original}, on {certificate.examples} examples "
+        f"({'your data' if certificate.inputs == 'data' else f'synthetic, seed {certificate.seed}'}).",
+        f"Sizes tried: {tested_sizes(certificate)}.",
+        f"Limit {certificate.tolerance:.2g} relative to 1 + |original|: {certificate.rule or 'as asked for'}.",
+        f"{len(certificate.recorded)} runs of the original are recorded; 'salver verify' repeats them.",
+    ]
+    if certificate.changed_by:
+        passes = ", ".join(certificate.changed_by)
+        lines.append(f"After the crossing, {passes} changed numbers on purpose: quality judges the sealed model.")
+    return lines
+
+
+def show_share(share: float) -> str:
+    """``100 %``, ``97.5 %``; 100 only for all."""
+    text = f"{share * 100:.1f}"
+    return f"{'99.9' if text == '100.0' and share != 1.0 else text.removesuffix('.0')} %"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from salver.core.errors import InvalidArgument
 from salver.core.registry import load
 from salver.server._files import allow_connections
 from salver.server.monitoring.logs import configure_logging
@@ -19,6 +22,7 @@ from salver.server.tuned import read_tuned
 
 _LOG = logging.getLogger(__name__)
 _ALONE: Final = "salver.server.app:serve_alone"
+_NEEDS_PROCESS: Final = "salver.server.engine.repository:any_needs_process"
 _SUPERVISED: Final = "salver.server.processes.supervise:supervise"
 
 
@@ -60,15 +64,19 @@ def settings_of(
 
 
 def _take_workers(settings: ServeSettings) -> ServeSettings:
-    """As many workers as the tuned file of the only bundle says, where nobody else does: it is a setting of the server,
-    and several bundles may disagree."""
-    if settings.workers or "workers" in settings.origins or len(settings.sources) != 1 or settings.models:
+    """Where nobody says how many workers, as many as the tuned file of the only bundle does: it is a setting of the
+    server, and several bundles may disagree. One where a model needs a process of its own."""
+    if settings.workers or "workers" in settings.origins:
         return settings
-    tuned = read_tuned(Path(settings.sources[0]))
-    if tuned is None or not tuned.settings.workers:
-        return settings
-    _LOG.info("workers=%d (%s)", tuned.settings.workers, tuned.origin)
-    return msgspec.structs.replace(settings, workers=tuned.settings.workers)
+    tuned = read_tuned(Path(settings.sources[0])) if len(settings.sources) == 1 and not settings.models else None
+    if tuned is not None and tuned.settings.workers:
+        _LOG.info("workers=%d (%s)", tuned.settings.workers, tuned.origin)
+        affinity = settings.affinity or (bool(tuned.settings.affinity) and "affinity" not in settings.origins)
+        return msgspec.structs.replace(settings, workers=tuned.settings.workers, affinity=affinity)
+    if load(_NEEDS_PROCESS)(settings):
+        _LOG.info("workers=1: a model is run by its own framework, and gets a process of its own")
+        return msgspec.structs.replace(settings, workers=1)
+    return settings
 
 
 def launch(settings: ServeSettings, reread: Callable[[], ServeSettings] | None = None) -> None:
@@ -79,6 +87,8 @@ def launch(settings: ServeSettings, reread: Callable[[], ServeSettings] | None =
     """
     configure_logging(settings.log_level)
     settings = _take_workers(settings)
+    if settings.affinity and (not settings.workers or not hasattr(os, "sched_setaffinity")):
+        raise InvalidArgument("--affinity: workers keep to their own cores; say --workers, on Linux")
     if settings.workers:
         load(_SUPERVISED)(settings, lambda: settings if reread is None else _take_workers(reread()))
     else:
@@ -99,8 +109,18 @@ class Terminal:
 
 
 def announce(url: str, grpc_address: str, missing: Sequence[str]) -> None:
-    """Say on standard error that requests are answered, and where."""
+    """Say on standard error that requests are answered, and where; and to systemd, where that started the server."""
     state = "ready" if not missing else "NOT ready (" + "; ".join(missing) + "), serving the others"
     where = f"{url}, grpc {grpc_address}" if grpc_address else url
     sys.stderr.write(f"{state} on {where}\n")  # at once: workers write there too
     sys.stderr.flush()
+    _notify(f"READY=1\nSTATUS={state} on {where}")
+
+
+def _notify(state: str) -> None:
+    """Tell the service manager (sd_notify(3)); nothing where there is none, or it does not listen."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)

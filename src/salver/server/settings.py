@@ -47,6 +47,8 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         tls_client_ca: certificates in PEM of those who may vouch for clients; with it, a client must prove who it is.
         api_keys: file of hashed API keys; with it, a caller must show one.
         insecure: whether to listen beyond loopback though callers prove nothing; the admin API is closed then.
+        trusted_key: public key of those whose bundles may bring code (pickles, Python classes and steps) that is run;
+            empty for nobody.
         allow_uploads: whether an administrator may send a model's files with a load request.
         shared_memory: prefix of the names of shared memory that local clients may register; empty for none at all.
         watch_s: how often the folders are looked at for new versions; 0 for never.
@@ -74,6 +76,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         threads: threads inside one run; 0 takes the bundle's hint, else 1.
         workers: processes that answer, watched and replaced by a supervisor; 0 for one process without a supervisor.
             Limits of connections, requests and memory hold for each.
+        affinity: whether each worker keeps to its own share of the cores; takes ``workers``.
         load_timeout_s: with workers, a model that is not loaded and warmed up by then is refused.
         max_run_s: a worker in which one batch runs for longer is replaced; 0 for no limit.
         drain_s: time for open requests after SIGTERM.
@@ -94,6 +97,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     tls_client_ca: str = ""
     api_keys: str = ""
     insecure: bool = False
+    trusted_key: str = ""
     allow_uploads: bool = False
     shared_memory: str = ""
     watch_s: float = 0.0
@@ -119,6 +123,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     lanes: int = 0
     threads: int = 0
     workers: int = 0
+    affinity: bool = False
     load_timeout_s: float = 300.0
     max_run_s: float = 60.0
     drain_s: float = 30.0

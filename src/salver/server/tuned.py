@@ -27,6 +27,7 @@ class TunedSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """Settings that were chosen; see `ServeSettings`. None where they were not."""
 
     workers: int | None = None
+    affinity: bool | None = None
     threads: int | None = None
     lanes: int | None = None
     max_batch: int | None = None

@@ -5,6 +5,7 @@ Needs the extra `testing`, and `onnx` for the model that `tiny_model` writes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from salver.bundle import Contents, GoldenRequest, Tolerance, make_golden
 from salver.core.arrays import Array
 from salver.core.model import Blob, Model, Step
 from salver.core.tensors import NUMPY_DTYPES, Signature, TensorSpec
+from salver.evaluation.parity import OutputParity, ParityCertificate, Recording
 from salver.evaluation.types import (
     BuildRecord,
     CandidateRecord,
@@ -109,14 +111,32 @@ def tiny_contents(folder: Path, *, seed: int = 0, external: bool = False, tested
     """
     model = tiny_model(folder, seed=seed, external=external)
     rows = {"x": np.random.default_rng(seed + 1).standard_normal((20, TINY_FEATURES)).astype(np.float32)}
+    golden = make_golden(model, rows, count=4)
     return Contents(
         name="tiny",
         model=model,
         record=tiny_record() if tested else None,
-        parity={"original": "onnx as given", "tolerance": 1e-4},
-        golden=make_golden(model, rows, count=4),
+        parity=tiny_parity(golden),
+        golden=golden,
         card="# Tiny\n\nA classifier of nothing.\n",
         licence="Apache-2.0\n",
+    )
+
+
+def tiny_parity(golden: Sequence[GoldenRequest]) -> ParityCertificate:
+    """The certificate of an original that gave the golden requests' own answers."""
+    outputs = [
+        OutputParity(name=name, max_abs=0.0, mean_abs=0.0, max_rel=0.0, label_agreement=1.0, worst_input=0)
+        for name in golden[0].expected
+    ]
+    return ParityCertificate(
+        original="onnx as given",
+        inputs="data",
+        examples=len(golden),
+        batch_sizes=(1,),
+        outputs=tuple(outputs),
+        tolerance=1e-4,
+        recorded=tuple(Recording(inputs=one.inputs, outputs=one.expected) for one in golden),
     )
 
 
@@ -206,7 +226,7 @@ def contents(draw: st.DrawFn, folder: Path) -> Contents:
         name=draw(_NAMES),
         model=model,
         record=draw(st.none() | st.just(tiny_record())),
-        parity=draw(st.none() | st.dictionaries(_NAMES, _JSON, max_size=3)),
+        parity=draw(st.none() | st.lists(golden_requests(signature), min_size=1, max_size=2).map(tiny_parity)),
         golden=tuple(draw(st.lists(golden_requests(signature), max_size=2))),
         card=draw(st.text(st.characters(codec="utf-8"), max_size=40)),
         licence=draw(st.text(st.characters(codec="utf-8"), max_size=40)),

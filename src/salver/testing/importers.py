@@ -91,9 +91,10 @@ class ImporterConformance:
         again.mkdir()
         assert importer.load(source, again, data, self.options).model.digest == imported.model.digest
 
-    def test_nothing_but_the_models_blobs_is_left(self, imported: Imported) -> None:
-        folder = imported.model.path.parent
-        assert sorted(p.name for p in folder.rglob("*") if p.is_file()) == sorted(b.name for b in imported.model.blobs)
+    def test_nothing_but_the_models_blobs_is_left(self, imported: Imported, tmp_path: Path) -> None:
+        native = imported.native.blobs if imported.native else ()
+        folder = tmp_path / "imported"
+        assert {p for p in folder.rglob("*") if p.is_file()} == {b.path for b in (*imported.model.blobs, *native)}
 
     def test_a_missing_file_is_named(self, importer: Importer, tmp_path: Path) -> None:
         missing = tmp_path / f"missing{self.suffix}"

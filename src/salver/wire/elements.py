@@ -119,8 +119,13 @@ def _to_array(values: list[Any], datatype: str, shape: list[int], count: int, wh
         raise _out_of_range(values, datatype, where) from None
 
 
-def from_bytes(body: bytes, start: int, size: int, datatype: str, shape: list[int], where: str) -> Array:
+def from_bytes(
+    body: bytes, start: int, size: int, datatype: str, shape: list[int], where: str, binary: bool = False
+) -> Array:
     """An array over ``body[start:start + size]``; a copy only where it is not aligned or is text.
+
+    Args:
+        binary: whether elements of BYTES are bytes of any kind, see `TensorSpec`.
 
     Raises:
         InvalidArgument: the size is not that of the shape, or the bytes are no such elements.
@@ -128,7 +133,7 @@ def from_bytes(body: bytes, start: int, size: int, datatype: str, shape: list[in
     count = count_of(shape, where)
     dtype = NUMPY_DTYPES[datatype]
     if datatype == "BYTES":
-        return pack(_split_bytes(body[start : start + size], count, where), datatype, shape)
+        return pack(_split_bytes(body[start : start + size], count, where, binary), datatype, shape)
     expected = count * dtype.itemsize
     if size != expected:
         raise InvalidArgument(
@@ -141,7 +146,7 @@ def from_bytes(body: bytes, start: int, size: int, datatype: str, shape: list[in
     return array if array.flags.aligned else array.copy()
 
 
-def _split_bytes(data: bytes, count: int, where: str) -> list[str]:
+def _split_bytes(data: bytes, count: int, where: str, binary: bool) -> list[str]:
     values: list[str] = []
     position, end = 0, len(data)
     while position < end:
@@ -151,21 +156,21 @@ def _split_bytes(data: bytes, count: int, where: str) -> list[str]:
             raise InvalidArgument(f"{where}: element {index} claims more bytes than the {end - position} that are left")
         if index == count:
             raise InvalidArgument(f"{where}: more than {count} elements, {end - position} bytes are left over")
-        values.append(decode_text(data[position + 4 : stop], index, where))
+        values.append(decode_text(data[position + 4 : stop], index, where, binary))
         position = stop
     if len(values) != count:
         raise InvalidArgument(f"{where}: got {len(values)} elements, expected {count}")
     return values
 
 
-def decode_text(raw: bytes, index: int, where: str) -> str:
-    """One element of a string input.
+def decode_text(raw: bytes, index: int, where: str, binary: bool = False) -> str:
+    """One element of a string input; of one that takes bytes of any kind a character for each, see `TensorSpec`.
 
     Raises:
         InvalidArgument: it is not UTF-8.
     """
     try:
-        return raw.decode()
+        return raw.decode("latin-1") if binary else raw.decode()
     except UnicodeDecodeError as error:
         raise InvalidArgument(
             f"{where}: element {index} is not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start}; "
@@ -173,17 +178,17 @@ def decode_text(raw: bytes, index: int, where: str) -> str:
         ) from None
 
 
-def check_strings(array: Array, max_bytes: int, where: str) -> None:
-    """Refuse a string tensor that has an element of more than ``max_bytes`` bytes of UTF-8.
+def check_strings(array: Array, max_bytes: int, where: str, binary: bool = False) -> None:
+    """Refuse a string tensor that has an element of more than ``max_bytes`` bytes of UTF-8; of one that takes bytes of
+    any kind, of more characters, see `TensorSpec`.
 
     Raises:
         TooLarge: names the element.
     """
     for index, value in enumerate(array.reshape(-1).tolist()):
-        if len(value) * 4 > max_bytes and len(value.encode()) > max_bytes:
+        if len(value) * 4 > max_bytes and (size := len(value) if binary else len(value.encode())) > max_bytes:
             raise TooLarge(
-                f"{where}: element {index} has {len(value.encode())} bytes, over the limit of {max_bytes} "
-                "(max_string_bytes)",
+                f"{where}: element {index} has {size} bytes, over the limit of {max_bytes} (max_string_bytes)",
                 limit="max_string_bytes",
             )
 

@@ -394,7 +394,7 @@ def test_the_source_is_never_overwritten(tmp_path: Path) -> None:
     assert path.read_bytes() == dense().SerializeToString()
 
 
-@pytest.mark.parametrize("source", [Path("model.h5"), 3])
+@pytest.mark.parametrize("source", [Path("model.xyz"), 3])
 def test_what_nobody_reads_is_refused(tmp_path: Path, source: Any) -> None:
     if isinstance(source, Path):
         source = tmp_path / source

@@ -10,8 +10,10 @@ import pytest
 
 from salver.builder.importers.parity import certify
 from salver.builder.importers.probes import Probe
-from salver.core.errors import ParityFailed
+from salver.builder.importers.recordings import MAX_BYTES
+from salver.core.errors import InvalidArgument, ParityFailed
 from salver.core.tensors import TensorSpec
+from salver.evaluation.parity import DimSizes, ParityCertificate
 
 X = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
 
@@ -99,3 +101,71 @@ def test_a_small_value_beside_a_large_one_carries_its_rounding_and_no_more(
             run()
     else:
         assert run().outputs[0].max_rel > 1e-4
+
+
+def _sequences(limit: int = 1000, refused: int = 1000) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Sums over time; wrong beyond ``limit`` steps, refused beyond ``refused``."""
+
+    def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        if inputs["ids"].shape[1] > refused:
+            raise RuntimeError("too long")
+        return {"p": inputs["ids"][:, :limit].sum(axis=1, keepdims=True).astype(np.float32)}
+
+    return run
+
+
+def _over_time(original: Any, imported: Any, **more: Any) -> ParityCertificate:
+    spec = TensorSpec(name="ids", datatype="INT64", shape=("batch", "time"))
+    probe = Probe({"ids": np.random.default_rng(0).integers(1, 9, (20, 8))}, 20, "data")
+    specs = [TensorSpec(name="p", datatype="FP32", shape=("batch", 1))]
+    return certify(
+        original, imported, probe, (1, 7, 20), described="test", specs=specs, tolerance=None, inputs=[spec], **more
+    )
+
+
+def test_other_dynamic_dimensions_are_tried_at_other_sizes() -> None:
+    made = _over_time(_sequences(), _sequences())
+    assert made.dims == (DimSizes(name="time", sizes=(1, 4, 8, 12)),)
+    with pytest.raises(ParityFailed, match="'p', input row 1"):
+        _over_time(_sequences(), _sequences(limit=8))
+
+
+def test_a_size_that_only_the_original_refuses_is_left_out() -> None:
+    assert _over_time(_sequences(refused=8), _sequences(limit=8)).dims == (DimSizes(name="time", sizes=(1, 4, 8)),)
+
+
+def test_the_import_may_not_refuse_what_the_original_takes() -> None:
+    def short(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        if inputs["ids"].shape[1] != 8:
+            raise InvalidArgument("expected 8")
+        return _sequences()(inputs)
+
+    with pytest.raises(ParityFailed, match="fails at 'time' = 1 where the original runs: expected 8"):
+        _over_time(_sequences(), short)
+
+
+def test_the_certificate_says_what_it_rests_on() -> None:
+    made = _over_time(_sequences(), _sequences(), depth=400, versions={"numpy": np.__version__})
+    assert made.tolerance == 3.1e-4
+    assert made.rule == "rounding of FP32 over 400 operators"
+    assert made.host is not None
+    assert made.host.cores >= 1
+    assert made.versions == {"numpy": np.__version__}
+
+
+def test_runs_of_the_original_are_recorded_at_every_size_within_bounds() -> None:
+    made = _over_time(_sequences(), _sequences())
+    assert [r.inputs["ids"].shape for r in made.recorded] == [(1, 8), (7, 8), (20, 8), (2, 1), (2, 4), (2, 8), (2, 12)]
+    for run in made.recorded:
+        np.testing.assert_array_equal(run.outputs["p"], _sequences()(run.inputs)["p"])
+
+
+def test_recordings_stay_small() -> None:
+    wide = Probe({"x": np.zeros((20, 100_000), np.float32)}, 20, "data")
+    specs = [TensorSpec(name="p", datatype="FP32", shape=("batch", 100_000))]
+    made = certify(
+        lambda i: {"p": i["x"]}, lambda i: {"p": i["x"]}, wide, (1, 7, 20), described="t", specs=specs, tolerance=1e-4
+    )
+    sizes = [sum(a.nbytes for a in (*r.inputs.values(), *r.outputs.values())) for r in made.recorded]
+    assert sum(sizes) <= MAX_BYTES
+    assert len(sizes) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,10 @@ from sklearn.ensemble import (  # noqa: E402
     RandomForestRegressor,
     VotingClassifier,
 )
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer  # noqa: E402
+from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfVectorizer  # noqa: E402
 from sklearn.impute import SimpleImputer  # noqa: E402
 from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier  # noqa: E402
+from sklearn.multioutput import ClassifierChain, MultiOutputClassifier  # noqa: E402
 from sklearn.naive_bayes import MultinomialNB  # noqa: E402
 from sklearn.neighbors import KNeighborsClassifier  # noqa: E402
 from sklearn.neural_network import MLPClassifier  # noqa: E402
@@ -53,8 +55,8 @@ from sklearn.pipeline import make_pipeline, make_union  # noqa: E402
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler  # noqa: E402
 from sklearn.svm import SVC, LinearSVC  # noqa: E402
 
+from salver.backends.sklearn_inputs import Column  # noqa: E402
 from salver.builder.importers.sklearn_convert import convert  # noqa: E402
-from salver.builder.importers.sklearn_inputs import Column  # noqa: E402
 
 SENTIMENT = Path(__file__).parents[2] / "data" / "sentiment.jsonl.gz"
 IRIS_NAMES = np.array(["setosa", "versicolor", "virginica"])
@@ -135,7 +137,7 @@ def test_a_tree_behind_a_scaler_is_imported_in_the_precision_it_needs(tmp_path: 
     estimator = make_pipeline(StandardScaler(), HistGradientBoostingClassifier(max_iter=20)).fit(x, y)
     imported = load_model(estimator, data=(x, y), workdir=tmp_path)
     assert imported.model.signature.inputs[0].datatype == "FP64"
-    assert "numbers are taken as FP64: with FP32 output 'probabilities'" in imported.model.notes[0]
+    assert "numbers are taken as FP64: with FP32: output 'probabilities'" in imported.model.notes[0]
 
 
 @pytest.mark.parametrize("tree", [RandomForestClassifier(20), GradientBoostingClassifier(n_estimators=5)])
@@ -204,11 +206,41 @@ def test_other_text_pipelines(tmp_path: Path, pipeline: Any) -> None:
     assert load_model(pipeline.fit(x, y), data=SENTIMENT, workdir=tmp_path).parity.examples == 256
 
 
-def test_a_text_step_that_the_converter_gets_wrong_is_caught(tmp_path: Path) -> None:
+ROUTED = {
+    "stop words and bigrams": TfidfVectorizer(ngram_range=(1, 2), stop_words="english"),
+    "sublinear": TfidfVectorizer(sublinear_tf=True),
+    "char": TfidfVectorizer(analyzer="char", ngram_range=(2, 3)),
+    "char_wb": TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 3)),
+    "accents": TfidfVectorizer(strip_accents="unicode"),
+    "hashes": HashingVectorizer(n_features=256),
+}
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_text_steps_that_the_converter_gets_wrong_or_lacks_are_run_by_scikit_learn(tmp_path: Path, name: str) -> None:
     x, y = texts()
-    pipeline = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), stop_words="english"), LogisticRegression()).fit(x, y)
-    with pytest.raises(ParityFailed, match="output 'probabilities', input row"):
-        load_model(pipeline, data=SENTIMENT, workdir=tmp_path)
+    pipeline = make_pipeline(ROUTED[name], LogisticRegression()).fit(x, y)
+    imported = load_model(pipeline, data=SENTIMENT, workdir=tmp_path)
+    model = imported.model
+    if model.format == "sklearn":
+        assert "served natively, by sklearn itself: with FP32" in model.notes[-1]
+        assert [p.name for p in tmp_path.iterdir()] == ["model.skops"]
+    assert model.signature.output("probabilities").labels == ("negative", "positive")
+    with open_session(model) as session:
+        given = session.run({"text": np.array(x, dtype=object)})["label"]
+    assert (given == pipeline.predict(x)).all()
+
+
+def test_functions_before_a_vectorizer_take_texts(tmp_path: Path) -> None:
+    x, y = texts()
+    pipeline = make_pipeline(FunctionTransformer(upper), TfidfVectorizer(), LogisticRegression()).fit(x, y)
+    imported = load_model(pipeline, data=SENTIMENT, workdir=tmp_path)
+    assert (imported.model.format, imported.model.trusted) == ("sklearn", True)
+    assert [(s.name, s.datatype) for s in imported.model.signature.inputs] == [("text", "BYTES")]
+
+
+def upper(values: Any) -> Any:
+    return [value.upper() for value in values]
 
 
 # --- tables
@@ -264,19 +296,32 @@ class Bomb:
         self.path = path
 
     def __reduce__(self) -> Any:
-        return (Path.touch, (self.path,))
+        return (os.system, (f"touch {self.path}",))
 
 
-@pytest.mark.parametrize("suffix", [".pkl", ".pickle", ".joblib"])
-def test_a_pickle_is_not_touched_without_trust(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("suffix", [".pkl", ".pickle", ".joblib", ".cloudpickle", ".dill"])
+def test_a_tampered_pickle_is_never_run(tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / f"m{suffix}"
-    path.write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
-    with pytest.raises(UntrustedPickle, match="trust_pickle"):
+    model = LogisticRegression(max_iter=1000).fit(*load_iris(return_X_y=True))
+    model.extra = Bomb(tmp_path / "ran")
+    joblib.dump(model, path)
+    with pytest.raises(UntrustedPickle, match=r"trust_pickle[\s\S]*posix\.system: and call it; DANGEROUS"):
         load_model(path, workdir=tmp_path)
-    assert not (tmp_path / "ran").exists()
-    with pytest.raises(InvalidArgument, match="holds a NoneType, expected a scikit-learn estimator"):
+    with pytest.raises(PermissionDenied, match=r"refused though pickles are trusted: no model needs posix\.system"):
         load_model(path, workdir=tmp_path, trust_pickle=True)
-    assert (tmp_path / "ran").exists()
+    assert "posix.system: and call it; DANGEROUS" in caplog.text
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_a_trusted_pickle_imports_is_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "m.cloudpickle"
+    x, y = load_iris(return_X_y=True)
+    pipeline = make_pipeline(FunctionTransformer(lambda v: v / 2), KNeighborsClassifier()).fit(x, y)
+    path.write_bytes(pytest.importorskip("cloudpickle").dumps(pipeline))
+    imported = load_model(path, data=(x, y), workdir=tmp_path / "out", trust_pickle=True)
+    assert (imported.model.format, imported.model.blobs[0].name) == ("sklearn", "model.pkl")
+    assert "it holds code: a server runs it only from a bundle that is signed" in imported.model.notes[0]
+    assert "cloudpickle.cloudpickle._make_function: and call it; runs code that is stored in this file" in caplog.text
 
 
 def test_skops_types_that_are_not_known_to_be_safe_are_listed(tmp_path: Path) -> None:
@@ -300,18 +345,41 @@ def test_an_estimator_that_is_not_fitted_is_refused(tmp_path: Path) -> None:
         load_model(LogisticRegression(), workdir=tmp_path)
 
 
-def test_a_step_without_a_converter_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        make_pipeline(FunctionTransformer(np.log1p), LogisticRegression(max_iter=1000)),
+        KNeighborsClassifier(),
+        HistGradientBoostingClassifier(max_iter=5, categorical_features=[3]),
+        MultiOutputClassifier(RandomForestClassifier(5, random_state=0)),
+        ClassifierChain(LogisticRegression(max_iter=1000)),
+    ],
+    ids=["function", "ties", "categories", "several targets", "chain"],
+)
+def test_what_no_graph_can_do_is_run_by_scikit_learn(tmp_path: Path, estimator: Any) -> None:
     x, y = load_iris(return_X_y=True)
-    pipeline = make_pipeline(FunctionTransformer(np.log1p), LogisticRegression(max_iter=1000)).fit(x, y)
-    with pytest.raises(Unimplemented, match=r"skl2onnx .* cannot convert|has no converter"):
+    if not isinstance(estimator, KNeighborsClassifier):
+        x = np.c_[x[:, :3], np.arange(150) % 4]
+    several = isinstance(estimator, MultiOutputClassifier | ClassifierChain)
+    estimator.fit(x, np.stack([y > 0, y > 1], axis=1).astype(int) if several else y)
+    imported = load_model(estimator, data={"x": x}, workdir=tmp_path)
+    model = imported.model
+    assert model.format == "sklearn", model.notes
+    assert all(o.max_abs == 0.0 for o in imported.parity.outputs)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.skops"]
+    with open_session(model) as session:
+        given = session.run({"x": x})
+    assert (given["label"] == estimator.predict(x)).all()
+    if isinstance(estimator, MultiOutputClassifier):
+        assert list(given) == ["label", "probabilities_1", "probabilities_2"]
+
+
+def test_what_can_be_neither_converted_nor_kept_is_refused(tmp_path: Path) -> None:
+    x, y = load_iris(return_X_y=True)
+    pipeline = make_pipeline(FunctionTransformer(lambda v: v + 1), LogisticRegression(max_iter=1000)).fit(x, y)
+    with pytest.raises(Unimplemented, match=r"cannot be converted .* nor kept as it is .*skops: .*pickle: "):
         load_model(pipeline, workdir=tmp_path)
-
-
-def test_neighbours_whose_ties_break_otherwise_are_caught(tmp_path: Path) -> None:
-    x, y = load_iris(return_X_y=True)
-    with pytest.raises(ParityFailed, match=r"with FP32: output 'probabilities'.*With FP64"):
-        load_model(KNeighborsClassifier().fit(x, y), data=(x, y), workdir=tmp_path)
-    assert not (tmp_path / "model.onnx").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_data_that_the_model_cannot_take_are_refused(tmp_path: Path, text_pipeline: Any) -> None:

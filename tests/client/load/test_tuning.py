@@ -85,6 +85,16 @@ def test_of_those_alike_the_one_with_the_least_processes_is_taken() -> None:
     assert "within the noise" in choice.why[1]
 
 
+@pytest.mark.parametrize(("gain", "is_taken"), [(0.10, True), (0.02, False), (-0.10, False)])
+def test_processes_keep_to_their_own_cores_where_that_is_better(gain: float, is_taken: bool) -> None:
+    machine = Machine(lambda c: 100.0 * c.processes * (1 + gain * c.affinity))
+    choice = search(2, machine.measure, merge=False)
+    assert choice is not None
+    assert choice.winner.candidate == Candidate(workers=2, affinity=is_taken, share_weights=True)
+    verdict = "taken" if is_taken else "not taken"
+    assert f"processes that keep to their own cores change the rate by {gain:+.1%}: {verdict}" in choice.why
+
+
 def test_weights_that_are_dear_to_share_are_not_shared() -> None:
     machine = Machine(lambda c: 100.0 * c.processes * (0.9 if c.share_weights else 1))
     choice = search(2, machine.measure, merge=False)

@@ -78,6 +78,7 @@ class RogueSession(Session):
 class RogueBackend(Backend):
     name = "rogue"
     formats = ("rogue",)
+    isolated = False
 
     def versions(self):
         return {"rogue": "1"}

@@ -36,6 +36,16 @@ def test_two_workers_answer_on_one_port_and_are_announced_once(served):
     assert "Traceback" not in served.log
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_service_manager_is_told_when_it_is_ready(serve, rogue_bundle, tmp_path, workers):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        serve(rogue_bundle, "--workers", workers, env={"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        told = manager.recv(4096).decode()
+    assert told.startswith("READY=1\nSTATUS=ready on http://127.0.0.1:")
+
+
 def test_what_was_open_is_answered_at_the_end(served):
     clients = Clients(served)
     served.until(lambda: clients.ends.get("ok", 0) > 50, "50 answers")

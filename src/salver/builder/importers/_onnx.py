@@ -16,6 +16,7 @@ from salver.builder.importers.onnx_check import (
     check_model,
     check_operators,
     check_versions,
+    deviations,
     raise_ir,
     upgrade,
 )
@@ -63,6 +64,8 @@ class OnnxImporter(Importer):
     def _load(self, source: Path, workdir: Path, data: Dataset | None, options: ImportOptions) -> Imported:
         if not source.is_file():
             raise NotFound(f"no such model file: '{source}'")
+        if options.inputs:
+            raise InvalidArgument(f"'{source.name}' says its own inputs; leave --input out")
         if source.resolve() == (workdir / "model.onnx").resolve():
             raise InvalidArgument(f"'{source}' lies where the import would be written; choose another workdir")
         model = read_onnx(source)
@@ -76,7 +79,8 @@ class OnnxImporter(Importer):
         check_model(model, source.name, workdir)
         classes = drop_zipmap(model)
         dropped = drop_weight_inputs(model)
-        notes = [ir_note, order_note, raise_ir(model) if dropped or model.ir_version < 4 else ""]
+        raised = raise_ir(model) if dropped or model.ir_version < 4 else ""
+        notes = [ir_note, order_note, raised, *deviations(model)]
         signature = read_signature(model.graph)
         leading = read_leading(signature)
         if data is not None and takes_single_examples(data, signature):

@@ -11,6 +11,9 @@ import msgspec
 from salver.core.config import Config
 from salver.core.dataset import Dataset
 from salver.core.model import Model
+from salver.core.tensors import TensorSpec
+from salver.evaluation.parity import OutputParity as OutputParity
+from salver.evaluation.parity import ParityCertificate as ParityCertificate
 
 
 class ImportOptions(Config, frozen=True, kw_only=True):
@@ -19,58 +22,32 @@ class ImportOptions(Config, frozen=True, kw_only=True):
     Args:
         trust_pickle: run code from a pickle; only for files whose maker is trusted.
         labels: class names, in the order of the output's last dimension.
-        tolerance: largest absolute difference, relative to ``1 + |expected|``, that parity allows for float outputs.
+        tolerance: largest absolute difference, relative to ``1 + |expected|``, that parity allows for float outputs;
+            None takes what follows from datatype and depth of the graph (`salver.evaluation.tolerance`).
+        inputs: names, types and shapes of the inputs, for sources that do not say them (PyTorch modules).
+        weights: file of weights for a source that is code (``module:factory``); empty for none.
     """
 
     trust_pickle: bool = False
     labels: tuple[str, ...] = ()
-    tolerance: float = 1e-4
-
-
-class OutputParity(msgspec.Struct, frozen=True, kw_only=True):
-    """How one output of the converted model differs from the original's.
-
-    Args:
-        name: output name.
-        max_abs, mean_abs: absolute difference over all elements.
-        max_rel: largest of ``|a-b| / (1 + |a|)``.
-        label_agreement: share of rows with the same arg-max, or the same value for integers, strings and booleans.
-        worst_input: row number of the input with the largest difference.
-    """
-
-    name: str
-    max_abs: float
-    mean_abs: float
-    max_rel: float
-    label_agreement: float
-    worst_input: int
-
-
-class ParityCertificate(msgspec.Struct, frozen=True, kw_only=True):
-    """Proof that an import changed nothing: original and converted model run on the same inputs.
-
-    Args:
-        original: what the reference was run with ("scikit-learn 1.9.1 predict_proba", "onnx as given").
-        inputs: ``data`` when the user's own examples were used, ``synthetic`` otherwise.
-        examples: how many.
-        batch_sizes: every size at which both were run.
-        outputs: one entry per output.
-        tolerance: the limit on ``max_rel``.
-    """
-
-    original: str
-    inputs: str
-    examples: int
-    batch_sizes: tuple[int, ...]
-    outputs: tuple[OutputParity, ...]
-    tolerance: float
+    tolerance: float | None = None
+    inputs: tuple[TensorSpec, ...] = ()
+    weights: str = ""
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True):
-    """What an importer gives: the model and the proof."""
+    """What an importer gives: the model and the proof.
+
+    Args:
+        model: what is optimized and served.
+        parity: between the source as its own framework runs it and ``model``.
+        native: the same model in its framework's own format, where a backend runs that: exporters start from it, and
+            the search may find it faster.
+    """
 
     model: Model
     parity: ParityCertificate
+    native: Model | None = None
 
 
 class Importer(abc.ABC):

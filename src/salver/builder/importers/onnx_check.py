@@ -16,11 +16,11 @@ MIN_OPSET: Final = 13
 """QDQ with one scale per channel begins here (https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html)."""
 
 _STANDARD: Final = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training")
-_RUNTIME: Final = ("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
+_RUNTIME: Final = ("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc", "ai.onnx.contrib")
 _IR_WITH_PURE_INITIALIZERS: Final = 4
 _IR_FOR_MIN_OPSET: Final = 7
 
-_ERRORS: Final = (
+ONNX_ERRORS: Final = (
     checker.ValidationError,
     shape_inference.InferenceError,
     onnx.defs.SchemaError,
@@ -45,7 +45,7 @@ def check_operators(model: onnx.ModelProto, name: str) -> None:
         for node in graph.node:
             if (node.domain, node.op_type) in own or node.domain in _RUNTIME:
                 continue
-            if node.domain not in _STANDARD:
+            if node.domain not in _STANDARD and not onnx.defs.has(node.op_type, domain=node.domain):
                 raise _missing(name, node, f"no installed runtime knows the domain '{node.domain}'")
             domain = "" if node.domain == "ai.onnx" else node.domain
             version = versions.get(domain, versions.get("ai.onnx", 1) if not domain else 1)
@@ -75,7 +75,7 @@ def check_model(model: onnx.ModelProto, name: str, folder: Path) -> None:
             checker.check_model(str(path))
         else:
             checker.check_model(shaped)
-    except _ERRORS as error:
+    except ONNX_ERRORS as error:
         raise CorruptArtifact(f"'{name}' is not a valid ONNX model: {first_line(error)}") from None
     finally:
         path.unlink(missing_ok=True)
@@ -101,9 +101,43 @@ def infer_shapes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     for strict in (True, False):
         try:
             return shape_inference.infer_shapes(model, check_type=strict, strict_mode=strict, data_prop=True), note
-        except _ERRORS as error:
+        except ONNX_ERRORS as error:
             note = f"strict shape inference failed ({first_line(error)}); shapes are partly unknown"
     return model, note
+
+
+_RANDOM: Final = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+
+
+def deviations(model: onnx.ModelProto) -> list[str]:
+    """Where ONNX Runtime is known to give other answers than ONNX defines: notes. Found by the onnx package's own
+    backend tests (docs/onnx-nodes.md)."""
+    nodes = [node for graph in all_graphs(model) for node in graph.node if node.domain in ("", "ai.onnx")]
+    return [f"node '{node.name or node.output[0]}': {why}" for node in nodes if (why := _deviation(node))]
+
+
+def _deviation(node: onnx.NodeProto) -> str:
+    texts = {a.name: a.s.decode() for a in node.attribute if a.type == onnx.AttributeProto.STRING}
+    given = [bool(name) for name in node.input]
+    if (
+        node.op_type == "Resize"
+        and texts.get("coordinate_transformation_mode") == "align_corners"
+        and given[2:3] == [True]
+    ):
+        return "ONNX Runtime's Resize by scales with align_corners differs from ONNX's where the new size is no integer"
+    if node.op_type == "MaxUnpool" and len(given) > 2:
+        return "ONNX Runtime's MaxUnpool with an output shape puts values elsewhere than ONNX does"
+    if node.op_type == "Attention" and len(node.output) > 3 and node.output[3]:
+        return (
+            "ONNX Runtime's Attention gives the smallest number for inner products that are masked, ONNX minus infinity"
+        )
+    if node.op_type in _RANDOM:
+        return "it draws random numbers: the same request may get other answers"
+    if node.op_type == "Dropout" and given[2:3] == [True]:
+        return "in training mode it drops values at random: the same request may get other answers"
+    return ""
 
 
 def opset(model: onnx.ModelProto) -> int:
@@ -126,7 +160,7 @@ def upgrade(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
         converted = version_converter.convert_version(model, MIN_OPSET)
         converted.ir_version = max(converted.ir_version, _IR_FOR_MIN_OPSET)
         checker.check_model(converted)
-    except _ERRORS as error:
+    except ONNX_ERRORS as error:
         return model, f"opset {version} was kept: the converter to opset {MIN_OPSET} failed ({first_line(error)})"
     return converted, f"opset {version} was raised to {MIN_OPSET}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Final
@@ -13,6 +12,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from salver.core.errors import CorruptArtifact, InvalidArgument, NotFound, TooLarge
 from salver.core.model import Blob
 
+_CHUNK_BYTES: Final = 1 << 20
 MAX_PROTO_BYTES: Final = (1 << 31) - 1
 """Protocol buffers end here (https://protobuf.dev/programming-guides/proto-limits/)."""
 
@@ -115,9 +115,29 @@ def copy_external(files: dict[str, Path], folder: Path) -> tuple[Blob, ...]:
         target = folder / location
         if target.resolve() != path.resolve():
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+            copy_bytes(path, target)
         blobs.append(Blob.of(target, location))
     return tuple(blobs)
+
+
+def copy_bytes(path: Path, target: Path, offset: int = 0, size_bytes: int | None = None) -> None:
+    """Copy a file, or a run of its bytes; where there are only zeros a hole is left, so that a sparse file stays one.
+
+    Raises:
+        CorruptArtifact: it is shorter than that.
+    """
+    left = path.stat().st_size - offset if size_bytes is None else size_bytes
+    with path.open("rb") as source, target.open("wb") as out:
+        source.seek(offset)
+        while left:
+            data = source.read(min(_CHUNK_BYTES, left))
+            if not data:
+                raise CorruptArtifact(f"'{path}' is truncated: {left} bytes are missing")
+            left -= len(data)
+            if data.count(0) < len(data):
+                out.write(data)
+            else:
+                out.truncate(out.seek(len(data), 1))
 
 
 def write_onnx(model: onnx.ModelProto, path: Path) -> None:

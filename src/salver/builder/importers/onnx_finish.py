@@ -12,8 +12,9 @@ import onnx
 
 from salver.backends import SessionOptions, find_backend, open_session
 from salver.builder.importers.base import Imported, ImportOptions
+from salver.builder.importers.onnx_adapt import adapt
 from salver.builder.importers.onnx_batch import Leading, complete_outputs, establish_batch
-from salver.builder.importers.onnx_check import lower_ir
+from salver.builder.importers.onnx_depth import coarsest_float, find_depth
 from salver.builder.importers.onnx_edit import classifier_labels, drop_weight_inputs, lift_constants
 from salver.builder.importers.onnx_files import all_graphs, write_onnx
 from salver.builder.importers.onnx_signature import read_signature
@@ -22,9 +23,10 @@ from salver.builder.importers.probes import Probe
 from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, SalverError, Unimplemented
 from salver.core.model import Blob, Model, Step
-from salver.core.tensors import Signature, TensorSpec
+from salver.core.tensors import ANY_RANK, Signature, TensorSpec
 
 _FLOATS: Final = ("FP16", "BF16", "FP32", "FP64")
+_MOST_REPAIRS: Final = 16
 _QUANTIZED: Final = ("QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv")
 
 
@@ -105,13 +107,18 @@ def _proven(made: Model, graph: onnx.ModelProto, draft: Draft) -> Imported:
     with open_session(made, options) as session:
         parity = certify(
             draft.original,
-            _casting(session.run, made.signature),
+            casting(session.run, made.signature),
             draft.probe,
             sizes,
             described=draft.described,
             specs=made.signature.outputs,
             tolerance=draft.options.tolerance,
             original_size=leading.fixed,
+            inputs=made.signature.inputs,
+            depth=find_depth(graph),
+            computed_in=coarsest_float(graph),
+            optimize=options.optimize,
+            versions=draft.tools,
         )
     return Imported(model=made, parity=parity)
 
@@ -132,12 +139,12 @@ def open_graph(graph: onnx.ModelProto, path: Path, external: Sequence[Blob]) -> 
     write_onnx(graph, path)
     try:
         model = Model(format="onnx", signature=read_signature(graph.graph), blobs=(Blob.of(path), *external))
-        return _casting(open_session(model, SessionOptions(optimize="none")).run, model.signature)
+        return casting(open_session(model, SessionOptions(optimize="none")).run, model.signature)
     finally:
         path.unlink()
 
 
-def _casting(run: Run, signature: Signature) -> Run:
+def casting(run: Run, signature: Signature) -> Run:
     """Round numbers to the inputs' dtypes: an original may have been given them with more digits."""
     dtypes = {spec.name: spec.dtype for spec in signature.inputs}
 
@@ -152,34 +159,51 @@ def open_original(
 ) -> tuple[Run, str]:
     """Load the source file itself without the runtime's optimizations.
 
-    An IR version that is too new for the runtime is lowered in ``graph`` and the original is run so, with the external
-    data that lie in ``workdir``.
+    Where the runtime refuses it and the same can be said otherwise (see `salver.builder.importers.onnx_adapt`),
+    ``graph`` is changed and the original is run so, with the external data that lie in ``workdir``.
 
     Returns:
-        A function that runs it, and a note when the IR version was lowered.
+        A function that runs it, and a note when something was changed.
 
     Raises:
         Unimplemented: naming the operator, its domain and node; or what kind of input or output cannot be served.
         CorruptArtifact: the runtime refuses the graph.
     """
-    outputs = tuple(TensorSpec(name=o.name, datatype="FP32", shape=("...",)) for o in graph.graph.output)
-    signature = Signature(inputs=(), outputs=outputs)
-    model = Model(format="onnx", signature=signature, blobs=blobs)
-    options = SessionOptions(optimize="none")
-    try:
-        return open_session(model, options).run, ""
-    except SalverError as error:
-        note = lower_ir(graph, str(error))
-        if not note:
-            raise _with_node(error, graph) from error
-    lowered = workdir / "lowered.onnx"
-    write_onnx(graph, lowered)
-    try:
-        return open_session(msgspec.structs.replace(model, blobs=(Blob.of(lowered), *external)), options).run, note
-    except SalverError as error:
-        raise _with_node(error, graph) from error
-    finally:
-        lowered.unlink()
+    model = Model(format="onnx", signature=_raw_signature(graph.graph), blobs=blobs)
+    notes: list[str] = []
+    adapted = workdir / "adapted.onnx"
+    for _ in range(_MOST_REPAIRS):
+        try:
+            return open_session(model, SessionOptions(optimize="none")).run, "; ".join(notes)
+        except SalverError as error:
+            note = adapt(graph, error.message)
+            if not note:
+                raise _with_node(error, graph) from error
+        finally:
+            adapted.unlink(missing_ok=True)
+        notes.append(note)
+        write_onnx(graph, adapted)
+        model = msgspec.structs.replace(model, blobs=(Blob.of(adapted), *external))
+    adapted.unlink()
+    raise Unimplemented(f"this runtime does not take the graph, whatever is done about it: {'; '.join(notes)}")
+
+
+def _raw_signature(graph: onnx.GraphProto) -> Signature:
+    """Enough to run with: tensors in the runtime's own types, and bfloat16, which numpy does not have."""
+    weights = {weight.name for weight in graph.initializer}
+    values = [value for value in graph.input if value.name not in weights]
+    return Signature(
+        inputs=tuple(_raw(value) for value in values) if any(_is_bfloat16(v) for v in (*values, *graph.output)) else (),
+        outputs=tuple(_raw(value) for value in graph.output),
+    )
+
+
+def _raw(value: onnx.ValueInfoProto) -> TensorSpec:
+    return TensorSpec(name=value.name, datatype="BF16" if _is_bfloat16(value) else "FP32", shape=(ANY_RANK,))
+
+
+def _is_bfloat16(value: onnx.ValueInfoProto) -> bool:
+    return bool(value.type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16)
 
 
 def _with_node(error: SalverError, graph: onnx.ModelProto) -> SalverError:

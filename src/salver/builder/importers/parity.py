@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, Literal
 
 import numpy as np
 
-from salver.builder.importers.base import OutputParity, ParityCertificate
-from salver.builder.importers.probes import Probe
+from salver.builder.importers.probes import Probe, resize
+from salver.builder.importers.recordings import Recorder
 from salver.core.arrays import Array
-from salver.core.errors import ParityFailed, SalverError
-from salver.core.tensors import TensorSpec
+from salver.core.errors import FailedPrecondition, ParityFailed, SalverError
+from salver.core.tensors import ANY_RANK, TensorSpec
+from salver.evaluation.host import describe_host
+from salver.evaluation.parity import (
+    DimSizes,
+    OutputParity,
+    ParityCertificate,
+    compare_output,
+    find_ties,
+    join_parity,
+)
+from salver.evaluation.tolerance import tolerance_for
 
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 _SINGLE_ROWS: Final = 16
-_CANCELLATION: Final = 0.04  # at a tolerance of 1e-4, some tens of units in the last place of a row's largest value
-_MOST_NOISE: Final = 0.01  # of the largest value that an element has in any row
-_RESOLUTION: Final = {"FP16": 2.0**-8, "BF16": 2.0**-5}
+_DIM_ROWS: Final = 2
+_MAX_DIM_ELEMENTS: Final = 1 << 23
+_FINEST_FIRST: Final = ("FP64", "FP32", "FP16", "BF16")
 
 
 def certify(
@@ -29,40 +39,66 @@ def certify(
     *,
     described: str,
     specs: Sequence[TensorSpec],
-    tolerance: float,
+    tolerance: float | None,
     original_size: int | None = None,
+    inputs: Sequence[TensorSpec] = (),
+    depth: int = 1,
+    computed_in: str = "",
+    optimize: Literal["all", "none"] = "all",
+    versions: Mapping[str, str] | None = None,
 ) -> ParityCertificate:
-    """Compare outputs at several batch sizes.
+    """Compare outputs at several batch sizes, and at several sizes of every other dynamic dimension.
 
     Args:
         batch_sizes: at size 1 the first few rows are run, at others all of them; ``(0,)`` runs the probe once, as it
             is.
         specs: the outputs.
-        tolerance: largest ``|a-b| / (1 + |a|)``; outputs of 16 bits have that of their own resolution when it is
-            larger. Rounding of the row's largest value is let pass too, up to 1 % of the largest that the same element
-            is in any row.
+        tolerance: largest ``|a-b| / (1 + |a|)``, None for what follows from datatype and depth; outputs of 16 bits have
+            that of their own resolution when it is larger. Rounding of the row's largest value is let pass too, up to
+            1 % of the largest that the same element is in any row.
         original_size: the only batch size at which the original runs, if there is but one.
+        inputs: the inputs, of which the named dimensions are tried at other sizes: 1, half and half as much again of
+            what the probe has. Sizes that the original itself refuses are left out.
+        depth: operators on the longest path through the graph, for the tolerance.
+        computed_in: the coarsest float type in which the graph computes; empty for that of the outputs.
+        optimize: how the runtime ran the import.
+        versions: library -> version, for the record.
 
     Raises:
         ParityFailed: naming output, input row and both values.
     """
+    rule = "as asked for"
+    if tolerance is None:
+        tolerance, rule = tolerance_for(computed_in or _coarsest(specs), depth)
     worst: dict[str, OutputParity] = {}
+    recorder = Recorder(probe, inputs, specs)
     for size in batch_sizes:
         expected, given = _both(original, imported, probe, size, original_size)
-        ties = _ties(expected, tolerance)
-        for spec in specs:
-            name, limit = spec.name, max(tolerance, _RESOLUTION.get(spec.datatype, 0.0))
-            a, b = (_to_float32(v[name]) if spec.datatype == "BF16" else v[name] for v in (expected, given))
-            found = _compare(name, a, b, limit, ties, size)
-            known = worst.get(name)
-            worst[name] = found if known is None else _join(known, found)
+        _compare(expected, given, specs, tolerance, f"batch size {size or 1}", worst)
+        recorder.add_rows(probe, expected, size)
+    dims: dict[str, list[int]] = {}
+    for name, size, resized in _resized(probe, inputs, batched=tuple(batch_sizes) != (0,), multiple=original_size or 1):
+        try:
+            expected = _run_original(original, resized.inputs)
+        except FailedPrecondition:
+            continue
+        given = _run_import(imported, resized.inputs, f"'{name}' = {size}")
+        _compare(expected, given, specs, tolerance, f"'{name}' = {size}", worst)
+        recorder.add(resized.inputs, expected)
+        dims.setdefault(name, []).append(size)
     return ParityCertificate(
         original=described,
         inputs=probe.origin,
         examples=probe.rows,
-        batch_sizes=tuple(batch_sizes) if batch_sizes != (0,) else (),
+        batch_sizes=tuple(batch_sizes) if tuple(batch_sizes) != (0,) else (),
         outputs=tuple(worst.values()),
         tolerance=tolerance,
+        dims=tuple(DimSizes(name=name, sizes=tuple(sorted(sizes))) for name, sizes in dims.items()),
+        rule=rule,
+        optimize=optimize,
+        versions=dict(versions or {}),
+        host=describe_host(),
+        recorded=recorder.recorded,
     )
 
 
@@ -81,8 +117,16 @@ def run_in_batches(run: Run, probe: Probe, size: int, rows: int) -> dict[str, Ar
     joined = {}
     for name in parts[0]:
         arrays = [np.asarray(part[name]) for part in parts]
-        joined[name] = np.concatenate(arrays) if arrays[0].ndim else np.stack(arrays)
+        joined[name] = _join(arrays)
     return joined
+
+
+def _join(arrays: Sequence[Array]) -> Array:
+    if not arrays[0].ndim:
+        return np.stack(arrays)
+    if len({array.shape[1:] for array in arrays}) > 1:  # sizes that depend on the values: no rows to speak of
+        arrays = [array.reshape(-1) for array in arrays]
+    return np.concatenate(arrays)
 
 
 def _both(
@@ -101,96 +145,72 @@ def _both(
         ) from error
 
 
-def _ties(expected: Mapping[str, Array], tolerance: float) -> Array | None:
-    """Rows whose two best scores are too near to tell apart, so that either label is right."""
-    tied: Array | None = None
-    for scores in expected.values():
-        if scores.ndim != 2 or scores.shape[1] < 2 or scores.dtype.kind != "f":
+def _run_original(original: Run, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    try:
+        return {name: np.asarray(value) for name, value in original(inputs).items()}
+    except Exception as error:  # boundary: the original's own framework refuses a size, in whatever words
+        raise FailedPrecondition(str(error)) from error
+
+
+def _run_import(imported: Run, inputs: Mapping[str, Array], where: str) -> dict[str, Array]:
+    try:
+        return {name: np.asarray(value) for name, value in imported(inputs).items()}
+    except (SalverError, ValueError) as error:
+        raise ParityFailed(f"the imported model fails at {where} where the original runs: {error}") from error
+
+
+def _compare(
+    expected: Mapping[str, Array],
+    given: Mapping[str, Array],
+    specs: Sequence[TensorSpec],
+    tolerance: float,
+    where: str,
+    worst: dict[str, OutputParity],
+) -> None:
+    ties = find_ties(expected, tolerance)
+    for spec in specs:
+        name = spec.name
+        a, b = expected[name], given[name]
+        if a.shape != b.shape:
+            raise ParityFailed(
+                f"output '{name}' at {where}: the original gives shape {list(a.shape)}, the import {list(b.shape)}"
+            )
+        found, failure = compare_output(name, a, b, spec.datatype, tolerance, ties)
+        if failure:
+            raise ParityFailed(failure)
+        worst[name] = join_parity(worst[name], found) if name in worst else found
+
+
+def _resized(
+    probe: Probe, inputs: Sequence[TensorSpec], *, batched: bool, multiple: int
+) -> Iterator[tuple[str, int, Probe]]:
+    """The probe with one named dimension at another size: a few rows each."""
+    few = probe
+    if batched:
+        rows = min(probe.rows, -(-_DIM_ROWS // multiple) * multiple)
+        few = Probe(probe.cut(0, rows), rows, probe.origin)
+    for name, now in _named_sizes(few, inputs, batched).items():
+        for size in sorted({1, now // 2, now, now + (now + 1) // 2} - {0}):
+            resized = resize(few, inputs, name, size, batched=batched)
+            if sum(array.size for array in resized.inputs.values()) <= _MAX_DIM_ELEMENTS:
+                yield name, size, resized
+
+
+def _named_sizes(probe: Probe, inputs: Sequence[TensorSpec], batched: bool) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for spec in inputs:
+        array = probe.inputs.get(spec.name)
+        if array is None or spec.shape == (ANY_RANK,) or array.ndim != len(spec.shape):
             continue
-        top = np.sort(scores.astype(np.float64), axis=1)[:, -2:]
-        near: Array = np.asarray(top[:, 1] - top[:, 0] <= 2 * tolerance * (1 + np.abs(top[:, 1])))
-        tied = near if tied is None or len(tied) != len(near) else tied | near
-    return tied
+        for axis, dim in enumerate(spec.shape):
+            if isinstance(dim, str) and not (batched and axis == 0):
+                sizes.setdefault(dim, array.shape[axis])
+    if batched:  # a batch in disguise, further back
+        for spec in inputs:
+            sizes.pop(str(spec.shape[0]) if spec.shape else "", None)
+    return sizes
 
 
-def _compare(name: str, a: Array, b: Array, tolerance: float, ties: Array | None, size: int) -> OutputParity:
-    if a.shape != b.shape:
-        raise ParityFailed(
-            f"output '{name}' at batch size {size or 1}: the original gives shape {list(a.shape)}, the import "
-            f"{list(b.shape)}"
-        )
-    if a.size == 0:
-        return OutputParity(name=name, max_abs=0.0, mean_abs=0.0, max_rel=0.0, label_agreement=1.0, worst_input=0)
-    if a.dtype.kind == "f":
-        return _compare_floats(name, a, b, tolerance)
-    differs = np.asarray(a != b).reshape(len(a) if a.ndim else 1, -1)
-    rows: Array = np.asarray(differs.any(axis=1))
-    counted = rows & ~ties if ties is not None and len(ties) == len(rows) else rows
-    if counted.any():
-        row = int(np.flatnonzero(counted)[0])
-        raise _failure(name, row, a, b, int(np.flatnonzero(differs[row])[0]), "they must be equal")
-    return OutputParity(
-        name=name,
-        max_abs=float(rows.any()),
-        mean_abs=float(differs.mean()),
-        max_rel=float(rows.any()),
-        label_agreement=float(1 - rows.mean()),
-        worst_input=int(rows.argmax()),
-    )
-
-
-def _compare_floats(name: str, a: Array, b: Array, tolerance: float) -> OutputParity:
-    x, y = a.astype(np.float64), np.asarray(b).astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        same = (x == y) | (np.isnan(x) & np.isnan(y))
-        absolute = np.where(same, 0.0, np.abs(x - y))
-        relative = np.where(same, 0.0, absolute / (1 + np.abs(x)))
-    absolute, relative = (np.where(np.isnan(v), np.inf, v) for v in (absolute, relative))
-    by_row = relative.reshape(len(x) if x.ndim else 1, -1)
-    # Where large terms cancel, a small result carries the rounding of the large ones beside it. An element that is
-    # small in every row may be another quantity altogether, in which such an error would be no rounding.
-    sizes = np.where(np.isfinite(x), np.abs(x), 0.0).reshape(by_row.shape)
-    beside = sizes.max(axis=1, keepdims=True, initial=0.0)
-    own = sizes.max(axis=0, keepdims=True, initial=0.0)
-    noise = np.minimum(_CANCELLATION * tolerance * beside, _MOST_NOISE * own)
-    by_row = np.where(absolute.reshape(by_row.shape) <= noise, 0.0, by_row)
-    row = int(by_row.max(axis=1).argmax())
-    if by_row[row].max() > tolerance:
-        limit = f"the limit is {tolerance:g} relative to 1 + |original|"
-        raise _failure(name, row, a, b, int(by_row[row].argmax()), limit)
-    agreement = 1.0
-    if x.ndim >= 2 and x.shape[-1] > 1:
-        agreement = float(np.mean(x.argmax(axis=-1) == y.argmax(axis=-1)))
-    return OutputParity(
-        name=name,
-        max_abs=float(absolute.max()),
-        mean_abs=float(absolute.mean()),
-        max_rel=float(relative.max()),
-        label_agreement=agreement,
-        worst_input=row,
-    )
-
-
-def _failure(name: str, row: int, a: Array, b: Array, position: int, limit: str) -> ParityFailed:
-    rows = len(a) if a.ndim else 1
-    x, y = (np.asarray(v).reshape(rows, -1)[row, position] for v in (a, b))
-    return ParityFailed(
-        f"output '{name}', input row {row + 1}, element {position}: the original gives {x}, the import {y}; {limit}"
-    )
-
-
-def _join(first: OutputParity, second: OutputParity) -> OutputParity:
-    larger = second if second.max_rel > first.max_rel else first
-    return OutputParity(
-        name=first.name,
-        max_abs=max(first.max_abs, second.max_abs),
-        mean_abs=max(first.mean_abs, second.mean_abs),
-        max_rel=larger.max_rel,
-        label_agreement=min(first.label_agreement, second.label_agreement),
-        worst_input=larger.worst_input,
-    )
-
-
-def _to_float32(bits: Array) -> Array:
-    """Values of bfloat16 bit patterns."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+def _coarsest(specs: Sequence[TensorSpec]) -> str:
+    found = {spec.datatype for spec in specs} & set(_FINEST_FIRST)
+    return max(found, key=_FINEST_FIRST.index, default="")

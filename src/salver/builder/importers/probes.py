@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -66,6 +66,21 @@ def fit_rows(probe: Probe, multiple: int) -> Probe:
     rows = probe.rows - probe.rows % multiple or multiple
     take = np.arange(rows) % probe.rows
     return Probe({name: array[take] for name, array in probe.inputs.items()}, rows, probe.origin)
+
+
+def resize(probe: Probe, inputs: Sequence[TensorSpec], dim: str, size: int, *, batched: bool) -> Probe:
+    """The probe with a named dimension at another size: arrays are cut, or go on from their beginning.
+
+    Args:
+        batched: whether the first dimension counts rows, which stay.
+    """
+    made = dict(probe.inputs)
+    for spec in inputs:
+        for axis, name in enumerate(spec.shape):
+            if name == dim and spec.name in made and not (batched and axis == 0):
+                array = made[spec.name]
+                made[spec.name] = np.take(array, np.arange(size) % max(array.shape[axis], 1), axis=axis)
+    return Probe(made, probe.rows, probe.origin)
 
 
 def limit_rows(probe: Probe, run: Callable[[Inputs], object], multiple: int) -> Probe:

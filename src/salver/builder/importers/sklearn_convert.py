@@ -12,9 +12,9 @@ import onnx
 import onnx.numpy_helper
 from onnx import TensorProto
 
+from salver.backends.sklearn_inputs import Column
+from salver.backends.sklearn_model import output_names
 from salver.builder.importers.onnx_edit import rename_value
-from salver.builder.importers.sklearn_inputs import Column
-from salver.core.arrays import Array
 from salver.core.errors import MissingExtra, Unimplemented
 
 try:
@@ -26,7 +26,7 @@ try:
         convert_sklearn_random_forest_classifier,
         convert_sklearn_random_forest_regressor_converter,
     )
-    from sklearn.base import is_classifier, is_clusterer, is_outlier_detector
+    from sklearn.base import is_classifier
     from sklearn.ensemble import (
         ExtraTreesClassifier,
         ExtraTreesRegressor,
@@ -44,7 +44,6 @@ try:
 except ImportError as missing:
     raise MissingExtra("importing a scikit-learn model", str(missing.name), "sklearn") from None
 
-LABEL: Final = "label"
 _OPSETS: Final = {"": 18, "ai.onnx.ml": 3}
 _TYPES: Final = {
     "FP32": data_types.FloatTensorType,
@@ -87,38 +86,6 @@ _WORDS_IN_RE2: Final = r"[\p{L}\p{N}_]{2,}"
 def versions() -> dict[str, str]:
     """Versions of the converter."""
     return {"skl2onnx": skl2onnx.__version__}
-
-
-def output_names(estimator: Any) -> tuple[str, ...]:
-    """What the outputs are called, in order."""
-    if is_classifier(estimator):
-        return (LABEL, "probabilities" if hasattr(estimator, "predict_proba") else "scores")
-    if is_outlier_detector(estimator):
-        return (LABEL, "scores")
-    if is_clusterer(estimator):
-        return (LABEL, "distances") if hasattr(estimator, "transform") else (LABEL,)
-    return ("prediction",) if hasattr(estimator, "predict") else ("transformed",)
-
-
-def predict(estimator: Any, table: Any) -> tuple[Array, ...]:
-    """The original's own answers, in the order of `output_names`."""
-    if is_classifier(estimator):
-        if hasattr(estimator, "predict_proba"):
-            return _text(estimator.predict(table)), np.asarray(estimator.predict_proba(table))
-        scores = np.asarray(estimator.decision_function(table))
-        return _text(estimator.predict(table)), scores if scores.ndim == 2 else np.stack([-scores, scores], axis=1)
-    if is_outlier_detector(estimator):
-        return estimator.predict(table).reshape(-1, 1), estimator.decision_function(table).reshape(-1, 1)
-    if is_clusterer(estimator):
-        labels = np.asarray(estimator.predict(table))
-        return (labels, np.asarray(estimator.transform(table))) if hasattr(estimator, "transform") else (labels,)
-    answers = estimator.predict(table) if hasattr(estimator, "predict") else estimator.transform(table)
-    answers = np.asarray(answers.toarray() if hasattr(answers, "toarray") else answers)
-    return (answers.reshape(len(answers), -1),)
-
-
-def _text(labels: Array) -> Array:
-    return labels.astype(str).astype(object) if labels.dtype.kind in "OUS" else labels
 
 
 def convert(estimator: Any, columns: list[Column]) -> onnx.ModelProto:

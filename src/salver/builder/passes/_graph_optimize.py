@@ -62,6 +62,7 @@ class GraphOptimizePass(Pass[GraphOptimizeConfig]):
 
     name = "graph-optimize"
     Config = GraphOptimizeConfig
+    changes_numbers = False
     gives_speed = "a shorter load; ONNX Runtime makes the same rewrites when it loads the original"
 
     def apply(self, model: Model, context: PassContext) -> Model:

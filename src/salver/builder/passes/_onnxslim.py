@@ -34,6 +34,7 @@ class OnnxslimPass(Pass[OnnxslimConfig]):
 
     name = "onnxslim"
     Config = OnnxslimConfig
+    changes_numbers = False
     gives_speed = "little: ONNX Runtime makes most of these rewrites itself when it loads the original"
 
     def apply(self, model: Model, context: PassContext) -> Model:

@@ -40,6 +40,8 @@ class Pass(abc.ABC, Generic[C]):
     name: ClassVar[str]
     Config: ClassVar[type[Any]]
     needs_calibration: ClassVar[bool] = False
+    changes_numbers: ClassVar[bool] = True
+    """Whether answers are meant to change (quantization, pruning), so that quality judges them and not parity."""
     gives_speed: ClassVar[str] = ""
     """One sentence for the report when no speed-up is to be expected ("dense kernels do not skip zeros")."""
 

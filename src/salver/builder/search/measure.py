@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import msgspec
 import numpy as np
 
-from salver.backends import Session, SessionOptions, open_session
+from salver.backends import Session, SessionOptions
 from salver.builder.passes import make_pass
 from salver.builder.passes._int8_static import quantizable_nodes
 from salver.builder.passes.base import PassContext
@@ -26,6 +26,7 @@ from salver.evaluation.metrics import Metric, make_metric
 from salver.evaluation.noninferiority import assess
 from salver.evaluation.runner import RowRunner, Scores, count_new_nonfinite, fixed_batch, score
 from salver.evaluation.types import Evaluation, Margin
+from salver.processing import open_processed
 
 _SAMPLE_ROWS: Final = 64
 _STEER_TIMING_S: Final = 4.0
@@ -84,11 +85,11 @@ def evaluate(candidate: Model, original: Model, data: Dataset, question: Questio
         is_original = candidate.digest == original.digest
         timing_s = _ORIGINAL_TIMING_S if is_original else _STEER_TIMING_S
         timing_s = _CERTIFY_TIMING_S if question.role == "certify" else timing_s
-        rows = take_rows(sample, fixed_batch(original.signature) or question.batch)
+        rows = take_rows(sample, fixed_batch(original.served) or question.batch)
         latency = [measure(own, theirs, rows, threads=question.threads, budget_s=timing_s)]
         if question.role == "certify" or is_original or question.objective == "throughput":
             latency.append(measure_throughput(own, theirs, sample, threads=question.threads, budget_s=timing_s))
-        metric = make_metric(question.metric, original.signature)
+        metric = make_metric(question.metric, original.served)
         baseline, data = _baseline_scores(theirs, data, metric, question)
         share = latency[0 if question.objective == "latency" else -1].speedup_ci.high
         may_save = question.role == "steer" and question.objective != "size" and not is_original
@@ -113,7 +114,7 @@ def evaluate(candidate: Model, original: Model, data: Dataset, question: Questio
 def _open_watched(model: Model, options: SessionOptions, sample: dict[str, Array]) -> tuple[Session, int]:
     """Open a session and run it once; how much memory that took."""
     with PeakMemory() as peak:
-        session = open_session(model, options)
+        session = open_processed(model, options)
         RowRunner(session).run(take_rows(sample, 1), 1)
     return session, peak.growth_bytes
 
@@ -149,12 +150,12 @@ def check_labels(original: Model, datasets: Iterable[Dataset], metric_name: str)
     Raises:
         InvalidArgument, FailedPrecondition: labels that do not fit the metric or the model.
     """
-    metric = make_metric(metric_name, original.signature)
+    metric = make_metric(metric_name, original.served)
     answer: dict[str, Array] = {}
     for data in datasets if metric.needs_labels else ():
         for batch in data.batches(_LABEL_ROWS):
             if not answer:
-                with open_session(original, SessionOptions(threads=1)) as session:
+                with open_processed(original, SessionOptions(threads=1)) as session:
                     answer = RowRunner(session).run(take_rows(batch.inputs, 1), 1)
             metric.reduce(take_rows(answer, batch.rows), batch.labels)
 
@@ -191,7 +192,7 @@ def rank_layers(
     few = Subset(calibration, np.arange(min(len(calibration), _RANK_ROWS), dtype=np.int64))
     rows = next(iter(data.batches(_RANK_ROWS)))
     options = SessionOptions(threads=threads)
-    with open_session(model, options) as session:
+    with open_processed(model, options) as session:
         expected = RowRunner(session).run(rows.inputs, rows.rows)
     moved: dict[str, float] = {}
     for number, name in enumerate(names):
@@ -200,10 +201,11 @@ def rank_layers(
         folder = workdir / f"layer{number}"
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            changed = one.apply(model, PassContext(workdir=folder, calibration=few, threads=threads))
+            made = one.apply(model, PassContext(workdir=folder, calibration=few, threads=threads))
+            changed = msgspec.structs.replace(made, processing=model.processing, trusted=model.trusted)
         except PassNotApplicable:
             continue
-        with open_session(changed, options) as session:
+        with open_processed(changed, options) as session:
             got = RowRunner(session).run(rows.inputs, rows.rows)
         moved[name] = sum(_distance(expected[k], got[k]) for k in expected)
     return tuple(sorted(moved, key=lambda name: -moved[name]))

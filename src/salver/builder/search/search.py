@@ -188,6 +188,9 @@ class Search:
     # ------------------------------------------------------------------ exploring
 
     def _explore(self) -> None:
+        if self._model.format != "onnx":
+            self._tell("search", f"no pass works on models of the format '{self._model.format}'")
+            return
         if self._all_tried([*runtime_defaults(), *presets(count_ops(self._model))]):
             for _ in range(_REFINE_ROUNDS):
                 if not self._refine():

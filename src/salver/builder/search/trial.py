@@ -132,7 +132,8 @@ def make_candidate(spec: TrialSpec) -> Model:
         data = calibration.digest if calibration is not None and one.needs_calibration else ""
         key = cache_name(model.digest, one.name, one.config.to_data(), data, spec.tools)
         model = _apply_once(one, model, calibration, Path(spec.models_dir) / key)
-    return model
+    # Passes see the graph alone, and keep nothing else.
+    return msgspec.structs.replace(model, processing=spec.model.processing, trusted=spec.model.trusted)
 
 
 def _apply_once(one: Any, model: Model, calibration: SpooledDataset | None, folder: Path) -> Model:

@@ -28,6 +28,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 1
     lanes: int = 1
     max_batch: int = _FIRST_BATCH
+    affinity: bool = False
     share_weights: bool = False
 
     @property
@@ -39,7 +40,13 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """For people."""
         parts = (_count(self.processes, "process"), _count(self.lanes, "lane"), _count(self.threads, "thread"))
-        return f"{', '.join(parts)}, batch {self.max_batch}" + (", shared weights" if self.share_weights else "")
+        own = ", each on its own cores" if self.affinity else ""
+        return f"{', '.join(parts)}, batch {self.max_batch}{own}" + (", shared weights" if self.share_weights else "")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has a layout and a batch only; what else there is, is measured of the best of these."""
+        return not (self.affinity or self.share_weights)
 
 
 def _count(number: int, noun: str) -> str:
@@ -173,7 +180,9 @@ def search(
     finalists = [trial.candidate for trial in _ranked(known.values())[:_FINALISTS]]
     measure_all(dict.fromkeys([*finalists, DEFAULT]), 2)
     if known and (chosen := _choose(known.values())).candidate.workers > 1:
-        measure_all([msgspec.structs.replace(chosen.candidate, share_weights=True)], 2)
+        measure_all([msgspec.structs.replace(chosen.candidate, affinity=True)], 2)
+        best_so_far = _with_affinity(chosen, known.values())
+        measure_all([msgspec.structs.replace(best_so_far.candidate, share_weights=True)], 2)
     return explain(list(known.values())) if known else None
 
 
@@ -183,12 +192,19 @@ def _ranked(trials: Iterable[Trial]) -> list[Trial]:
 
 def _choose(trials: Iterable[Trial]) -> Trial:
     """The one with the least processes, threads and lanes of those that are about as good as the best."""
-    found = [trial for trial in trials if not trial.candidate.share_weights]
+    found = [trial for trial in trials if trial.candidate.is_plain]
     thorough = max(trial.rung for trial in found)
     found = [trial for trial in found if trial.rung == thorough]
     top = max(trial.capacity_per_s for trial in found)
     alike = [trial for trial in found if trial.capacity_per_s >= (1 - _ALIKE) * top]
     return min(alike, key=_cost)
+
+
+def _with_affinity(plain: Trial, trials: Iterable[Trial]) -> Trial:
+    """The same on cores of its own, where that is better by more than the noise; else as it is."""
+    own = msgspec.structs.replace(plain.candidate, affinity=True)
+    found = next((trial for trial in trials if trial.candidate == own), plain)
+    return found if found.capacity_per_s > (1 + _ALIKE) * plain.capacity_per_s else plain
 
 
 def _cost(trial: Trial) -> tuple[Any, ...]:
@@ -207,6 +223,13 @@ def explain(trials: Sequence[Trial]) -> Choice:
     else:
         why.append(f"{winner.candidate.name}: 99 % within the objective up to {winner.capacity_per_s:,.0f}/s")
         why += _compared(winner, trials)
+    own = next((trial for trial in trials if trial.candidate.affinity and not trial.candidate.share_weights), None)
+    if own is not None:
+        change = own.capacity_per_s / max(winner.capacity_per_s, 1e-9) - 1
+        better = _with_affinity(winner, trials)
+        verdict = "not taken" if better is winner else "taken"
+        why.append(f"processes that keep to their own cores change the rate by {change:+.1%}: {verdict}")
+        winner = better
     shared = next((trial for trial in trials if trial.candidate.share_weights), None)
     if shared is not None:
         loss = 1 - shared.capacity_per_s / max(winner.capacity_per_s, 1e-9)
@@ -227,7 +250,7 @@ def _compared(winner: Trial, trials: Sequence[Trial]) -> list[str]:
         change = winner.capacity_per_s / plain.capacity_per_s - 1
         why.append(f"that is {change:+.0%} beside the default ({DEFAULT.name}: {plain.capacity_per_s:,.0f}/s)")
     better = [trial for trial in trials if trial.rung == winner.rung and trial.capacity_per_s > winner.capacity_per_s]
-    better = [trial for trial in better if not trial.candidate.share_weights]
+    better = [trial for trial in better if trial.candidate.is_plain]
     if better:
         top = max(better, key=lambda trial: trial.capacity_per_s)
         gain = top.capacity_per_s / winner.capacity_per_s - 1

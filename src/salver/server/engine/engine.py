@@ -28,6 +28,7 @@ class RealTimeEngine(Engine):
         metrics.models = self.models
         self._models: dict[tuple[str, str], Servable] = {}
         self._found: dict[tuple[str, str | None], Servable] = {}
+        self.revision = object()
         self._retiring: set[Servable] = set()
         self.labels: dict[str, dict[str, str]] = {}
         """Model -> label -> version; who changes it calls `refresh`."""
@@ -87,6 +88,7 @@ class RealTimeEngine(Engine):
     def refresh(self) -> None:
         """Models, their states or labels have changed."""
         self._found.clear()
+        self.revision = object()
         for model in tuple(self._models.values()):
             model.follow()
 
@@ -119,16 +121,10 @@ class RealTimeEngine(Engine):
         return tuple(self._models.values())
 
     def submit(self, model: ServedModel, request: InferRequest) -> None:
-        self._own(model).submit(request)
+        model.submit(request)
 
     def cancel(self, model: ServedModel, request: InferRequest) -> None:
-        self._own(model).cancel(request)
-
-    @staticmethod
-    def _own(model: ServedModel) -> Servable:
-        if not isinstance(model, Servable):
-            raise Unavailable(f"model '{model.name}' belongs to another engine")
-        return model
+        model.cancel(request)
 
     @property
     def ready(self) -> bool:

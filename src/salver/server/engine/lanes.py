@@ -49,10 +49,10 @@ def execute(session: Session, batched: bool, batch: Batch) -> Answers:
     outputs = session.run({name: np.concatenate(arrays) for name, arrays in parts.items()}, first.outputs)
     _check_rows(outputs, batch.run_rows)
     stop = 0
-    cuts = [(stop, stop := stop + request.rows) for request in requests]
     if len(outputs) == 1:
         ((name, array),) = outputs.items()
-        return [{name: array[start:stop]} for start, stop in cuts]
+        return [{name: array[stop : (stop := stop + request.rows)]} for request in requests]
+    cuts = [(stop, stop := stop + request.rows) for request in requests]
     return [{name: array[start:stop] for name, array in outputs.items()} for start, stop in cuts]
 
 

@@ -12,15 +12,17 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from salver.backends import open_session
+from salver.backends import runs_apart
 from salver.backends.base import Session, SessionOptions
 from salver.bundle import Bundle, replay
 from salver.bundle.calibrate import synthetic_inputs
 from salver.core.arrays import Array
 from salver.core.cache import default_cache_dir
-from salver.core.errors import FailedPrecondition, NotFound, SalverError
+from salver.core.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, SalverError
+from salver.core.model import Model
 from salver.core.tensors import Signature
 from salver.evaluation import check_invariance
+from salver.processing import open_processed, runs_code
 from salver.server.engine.base import batchable
 from salver.server.engine.config import ModelConfig, WarmUp, is_version
 from salver.server.engine.cost import CostModel
@@ -76,7 +78,7 @@ def load(bundle: Bundle, settings: RunSettings, config: ModelConfig = _NOTHING_T
         SalverError: the model cannot be loaded.
     """
     shared = str(default_cache_dir() / _WEIGHTS) if settings.share_weights else ""
-    session = open_session(bundle.model, SessionOptions(threads=settings.threads, shared_weights=shared))
+    session = open_processed(bundle.model, SessionOptions(threads=settings.threads, shared_weights=shared))
     weights_bytes = bundle.model.size_bytes
     if not bundle.sealed:
         weights_bytes += sum(path.stat().st_size for path in _beside(bundle.path))
@@ -100,7 +102,7 @@ def load(bundle: Bundle, settings: RunSettings, config: ModelConfig = _NOTHING_T
             warm_up(view, inputs, more)
         if weights_bytes >= _LARGE_BYTES:
             give_back()  # a load takes up to twice the weights for a moment
-        return Loaded(session, len(golden), merge, reason, cost, inline, weights_bytes)
+        return Loaded(session, len(golden), merge, reason, cost, inline and session.is_even, weights_bytes)
     except BaseException:
         session.close()
         raise
@@ -153,15 +155,41 @@ def look_at(path: Path, name: str, told: Told, settings: ServeSettings) -> Known
     """
     stamp = _stamp((path, *_beside(path)))
     bundle = open_model(path, name)
+    if runs_apart(bundle.model.format):
+        bundle.model = _admit(bundle, name, settings)
     if told.class_names:
+        if bundle.model.processing is not None:
+            raise InvalidArgument(f"'{path}' names its classes itself, in its processing steps; remove the label files")
         signature = name_classes(bundle.signature, told.class_names)
         bundle.model = msgspec.structs.replace(bundle.model, signature=signature)
+    if runs_code(bundle.model.processing):
+        bundle.trust(Path(settings.trusted_key) if settings.trusted_key else None)
     check_declared(told.config, bundle.signature)
     sequence = told.config.sequence
     served = bundle.signature if sequence is None else Stateful(bundle.signature, sequence).served
     hints = bundle.record.hints if bundle.record is not None else {}
     run = settings.for_model(name, hints, told.config, told.asked, read_tuned(path, bundle.digest))
     return Known(path, bundle, run, served, sum(size for size, _, _ in stamp), stamp)
+
+
+def _admit(bundle: Bundle, name: str, settings: ServeSettings) -> Model:
+    """A model that its own framework runs.
+
+    Raises:
+        FailedPrecondition: this server is one process.
+    """
+    if not settings.workers:
+        raise FailedPrecondition(
+            f"model '{name}' is run by {bundle.model.format}, not by ONNX Runtime, and needs a process of its own: "
+            "start the server with --workers 1 or more"
+        )
+    trusted = False
+    if settings.trusted_key:
+        try:
+            trusted = bool(bundle.verify(Path(settings.trusted_key), replay=False).verified_key)
+        except PermissionDenied as error:  # it may need no trust
+            _LOG.info("model '%s': code in it is not run: %s", name, error.message)
+    return msgspec.structs.replace(bundle.model, trusted=trusted)
 
 
 def _stamp(paths: Iterable[Path]) -> tuple[tuple[int, int, int], ...]:
@@ -292,7 +320,10 @@ def _resize(inputs: dict[str, Array], signature: Signature, rows: int) -> dict[s
 
 def describe(bundle: Bundle, loaded: Loaded, settings: RunSettings, config: ModelConfig) -> dict[str, Any]:
     """What metadata says of a served model besides its signature."""
+    processing = bundle.model.processing
+    steps = {} if processing is None else {"processing": [s["step"] for s in (*processing.before, *processing.after)]}
     return {
+        **steps,
         "tested": bundle.tested,
         "digest": bundle.digest,
         "golden_requests": loaded.golden,

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from salver.backends import find_backend
+from salver.backends import find_backend, runs_apart
 from salver.bundle import Bundle
 from salver.core.errors import AlreadyExists, InvalidArgument, NotFound, SalverError, Unavailable
 from salver.core.model import Blob, Model, Step
@@ -175,6 +175,25 @@ def open_model(path: Path, name: str) -> Bundle:
         lineage=(Step(action="source", name=path.name, output_digest=blob.digest),),
     )
     return Bundle.wrap(model, name, "served from a bare model file: it was never built, evaluated or sealed")
+
+
+def needs_process(path: Path) -> bool:
+    """Whether a model gets a process of its own: see `runs_apart`. One that cannot be opened does not."""
+    if path.suffix != BUNDLE_SUFFIX:
+        return False
+    try:
+        return runs_apart(Bundle.open(path).model.format)
+    except SalverError:  # loading it will say why
+        return False
+
+
+def any_needs_process(settings: ServeSettings) -> bool:
+    """Whether a server is told to serve a model that gets a process of its own. What cannot be read is left."""
+    try:
+        shelves = Sources.of(settings).look().values()
+    except SalverError:  # starting will say why
+        return False
+    return any(needs_process(path) for shelf in shelves for path in shelf.files.values())
 
 
 def shelve(folder: Path, name: str) -> Shelf:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -17,7 +16,8 @@ from salver.core.tensors import TensorSpec
 from salver.server.engine.base import ServedModel
 from salver.server.frontends.access import Peer
 from salver.server.frontends.base import Frontend, Observed, Route, Services, find_all, find_any
-from salver.server.frontends.http.exchange import BINARY, JSON, Exchange
+from salver.server.frontends.http.exchange import BINARY, JSON, Exchange, Match
+from salver.server.frontends.lookup import Lookup
 from salver.server.frontends.oip.codec import ModelCodec
 from salver.server.frontends.oip.extensions import list_extensions
 from salver.server.frontends.oip.messages import CodecLimits
@@ -33,18 +33,22 @@ _LIVE: Final = b'{"live":true}'
 _READY: Final = b'{"ready":true}'
 _NOBODY: Final = Peer()
 _HEADER_LENGTH: Final = b"inference-header-content-length"
+_UNTOLD: Final = object()
+"""The revision of an engine that tells none: it equals no other, so that a model is found anew each time."""
+
 _MAX_LENGTHS: Final = 256
 """Lengths of a request's or answer's JSON that are worked out once."""
 
 
 class _Memo:
-    """What is worked out once for a path: the model it named last, and its codec."""
+    """What is worked out once for a path: the model it named last, at which revision of the engine, and its codec."""
 
-    __slots__ = ("codec", "model")
+    __slots__ = ("codec", "model", "revision")
 
     def __init__(self, model: ServedModel, codec: ModelCodec) -> None:
         self.model = model
         self.codec = codec
+        self.revision: object = None
 
 
 class OipRestFrontend(Frontend):
@@ -151,36 +155,38 @@ class OipRestFrontend(Frontend):
 
     def _infer(self, exchange: Exchange) -> None:
         started_s = exchange.started_s
-        match = exchange.match
-        model = self._engine.find(*match.params)
-        memo = match.memo
-        if memo is None or memo.model is not model:
-            memo = match.memo = self._remember(model)
-        codec = memo.codec
+        memo = exchange.match.memo
+        if memo is None or memo.revision is not self._engine.revision:
+            memo = self._find(exchange.match)
+        model, codec = memo.model, memo.codec
         peer = exchange.peer if self._shares_memory else _NOBODY
         try:
-            text = exchange.fields.get(_HEADER_LENGTH)
-            decoded = codec.decode(exchange.body, None if text is None else _header_length(text), peer)
+            header_length = _HEADER_LENGTHS[exchange.fields.get(_HEADER_LENGTH)]
+            decoded = codec.decode(exchange.body, header_length, peer)
             exchange.body = b""
-            outputs = None if decoded.wishes is None else codec.output_names(decoded.wishes)
+            wishes = decoded.wishes
+            outputs = None if wishes is None or wishes is codec.all_binary else codec.output_names(wishes)
         except SalverError as error:
             self._dataplane.refuse(model, error, started_s)
             raise
 
         def encode(result: dict[str, Array]) -> None:
             body, header_length = codec.encode(decoded, result, peer)
-            if header_length is None:
-                exchange.respond(body, JSON)
-            else:
-                exchange.respond(body, _binary_fields(header_length))
+            exchange.respond(body, _FIELDS[header_length])
 
         self._dataplane.infer(
             exchange, model, decoded.inputs, decoded.rows, encode, started_s, outputs, decoded.parameters
         )
 
-    def _remember(self, model: ServedModel) -> _Memo:
-        memory = self.services.shared_memory
-        return _Memo(model, ModelCodec(model.name, model.version, model.signature, memory, self._limits))
+    def _find(self, match: Match) -> _Memo:
+        model = self._engine.find(*match.params)
+        memo: _Memo | None = match.memo
+        if memo is None or memo.model is not model:
+            memory = self.services.shared_memory
+            codec = ModelCodec(model.name, model.version, model.signature, memory, self._limits)
+            memo = match.memo = _Memo(model, codec)
+        memo.revision = self._engine.revision or _UNTOLD
+        return memo
 
 
 def _named(exchange: Exchange) -> tuple[str, str | None]:
@@ -195,14 +201,22 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
     return described
 
 
-@lru_cache(maxsize=_MAX_LENGTHS)
-def _binary_fields(header_length: int) -> bytes:
+def answer_fields(header_length: int | None) -> bytes:
+    """Header lines of an answer, given the size of the JSON before its tensors; None where all is JSON."""
+    if header_length is None:
+        return JSON
     return b"%binference-header-content-length: %d\r\n" % (BINARY, header_length)
 
 
-@lru_cache(maxsize=_MAX_LENGTHS)
-def _header_length(text: bytes) -> int:
+def read_header_length(text: bytes | None) -> int | None:
+    """The value of ``Inference-Header-Content-Length``; None where a request has no such field."""
+    if text is None:
+        return None
     if not text.isdigit() or len(text) > 18:
         shown = text[:50].decode("latin-1")
         raise InvalidArgument(f"Inference-Header-Content-Length is '{shown}', expected a number of bytes")
     return int(text)
+
+
+_FIELDS: Final = Lookup(answer_fields, _MAX_LENGTHS)
+_HEADER_LENGTHS: Final = Lookup(read_header_length, _MAX_LENGTHS)

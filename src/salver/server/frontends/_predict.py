@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
@@ -16,6 +16,9 @@ from salver.server.frontends.http.exchange import Exchange
 from salver.server.frontends.instances import example_instance, to_inputs, to_predictions
 from salver.server.frontends.oip.openapi import operation
 from salver.wire import jsonio
+from salver.wire.elements import decode_text
+
+_FILES: Final = (b"image/", b"application/octet-stream")
 
 
 class _Request(msgspec.Struct, forbid_unknown_fields=True):
@@ -37,13 +40,22 @@ class PredictFrontend(Frontend):
             paths["/predict"] = next(iter(paths.values()))
         return paths
 
+    def _read(self, exchange: Exchange, model: ServedModel) -> list[Any]:
+        """The rows of a request; a file, for a model that takes one, is a row itself."""
+        inputs = model.signature.inputs
+        is_file = exchange.fields.get(b"content-type", b"").lower().startswith(_FILES)
+        if is_file and len(inputs) == 1 and inputs[0].binary:
+            return [decode_text(exchange.body, 0, "request", binary=True)]
+        request: _Request = self.services.read_json(exchange.body, _Request)
+        return request.instances
+
     def _predict(self, exchange: Exchange) -> None:
         started_s = exchange.started_s
         engine, dataplane = self.services.engine, self.services.dataplane
         params = exchange.match.params
         model = engine.find(params[0]) if params else find_only(engine, "/predict")
         try:
-            rows = self.services.read_json(exchange.body, _Request).instances
+            rows = self._read(exchange, model)
             exchange.body = b""
             inputs = to_inputs(rows, model.signature, self.services.settings.max_string_bytes)
             size = model.signature.check(inputs)

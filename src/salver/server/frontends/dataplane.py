@@ -8,6 +8,8 @@ from functools import partial
 from time import monotonic, perf_counter
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from salver.core.arrays import Array
 from salver.core.errors import Code, InvalidArgument, SalverError, TooLarge
 from salver.server.engine.base import Engine, InferRequest, SequenceStep, ServedModel, Timing, merge_key
@@ -84,9 +86,7 @@ class Dataplane:
             SalverError: it was refused; the request has been counted, and the caller's boundary answers it.
         """
         inference = _Inference(reply, model, encode, self.metrics, started_s)
-        request = InferRequest(inputs, rows, inference.done)
-        request.deadline_s = deadline_s
-        request.client = reply.peer.client
+        request = InferRequest(inputs, rows, inference.done, deadline_s=deadline_s, client=reply.peer.client)
         if outputs is not None or model.ragged:
             request.outputs = outputs
             request.key = merge_key(inputs, outputs, model.signature)
@@ -119,29 +119,26 @@ class Dataplane:
             error.limit = ""
 
 
-class _Inference:
+class _Inference(msgspec.Struct, eq=False, frozen=True):
     """One request between its decoding and its answer."""
 
-    __slots__ = ("_encode", "_metrics", "_model", "_reply", "_started_s")
-
-    def __init__(self, reply: Reply, model: ServedModel, encode: Encode, metrics: Recorder, started_s: float) -> None:
-        self._reply = reply
-        self._model = model
-        self._encode = encode
-        self._metrics = metrics
-        self._started_s = started_s
+    reply: Reply
+    model: ServedModel
+    encode: Encode
+    metrics: Recorder
+    started_s: float
 
     def done(self, result: dict[str, Array] | SalverError, timing: Timing | None) -> None:
         """Called by the engine, once."""
-        reply = self._reply
+        reply = self.reply
         reply.cancel = None
         encode_from_s = perf_counter()
         if isinstance(result, SalverError):
             reply.fail(result)
         else:
-            reply.attempt(self._encode, result)
+            reply.attempt(self.encode, result)
         now_s = perf_counter()
-        self._metrics.record(self._model, reply.code, timing, now_s - self._started_s, now_s - encode_from_s)
+        self.metrics.record(self.model, reply.code, timing, now_s - self.started_s, now_s - encode_from_s)
 
 
 def _apply(request: InferRequest, parameters: Mapping[str, Any]) -> None:

@@ -50,7 +50,7 @@ def to_inputs(
     if len(specs) == 1:
         spec = specs[0]
         rows = [row[spec.name] if isinstance(row, dict) and spec.name in row else row for row in instances]
-        return _within({spec.name: _stack(rows, spec)}, max_string_bytes)
+        return _within({spec.name: _stack(rows, spec)}, signature, max_string_bytes)
     names = {spec.name for spec in specs}
     for index, row in enumerate(instances):
         if not isinstance(row, dict) or row.keys() != names:
@@ -59,7 +59,7 @@ def to_inputs(
                 f"instance {index}: got {given}, expected an object with {', '.join(map(repr, sorted(names)))}"
             )
     arrays = {spec.name: _stack([row[spec.name] for row in instances], spec) for spec in specs}
-    return _within(arrays, max_string_bytes)
+    return _within(arrays, signature, max_string_bytes)
 
 
 def to_tensors(
@@ -79,13 +79,13 @@ def to_tensors(
     arrays = {spec.name: _tensor(values[spec.name], spec) for spec in signature.inputs}
     if signature.check(arrays) < 1:
         raise InvalidArgument("a request needs at least one row, got 0")
-    return _within(arrays, max_string_bytes)
+    return _within(arrays, signature, max_string_bytes)
 
 
-def _within(arrays: dict[str, Array], max_string_bytes: int) -> dict[str, Array]:
-    for name, array in arrays.items():
-        if array.dtype.hasobject:
-            check_strings(array, max_string_bytes, f"input '{name}'")
+def _within(arrays: dict[str, Array], signature: Signature, max_string_bytes: int) -> dict[str, Array]:
+    for spec in signature.inputs:
+        if spec.datatype == "BYTES":
+            check_strings(arrays[spec.name], max_string_bytes, f"input '{spec.name}'", spec.binary)
     return arrays
 
 
@@ -279,4 +279,6 @@ def _example_row(spec: TensorSpec) -> Any:
 
 def example_element(spec: TensorSpec) -> Any:
     """An element that fits."""
+    if spec.binary:
+        return "(a file's bytes, in base64)"
     return {bool: True, str: "text", int: 0, float: 0.5}[JSON_KINDS[spec.datatype]]

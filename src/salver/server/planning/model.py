@@ -16,7 +16,7 @@ from salver.server.planning.scenario import Latency, SimulatedModel
 if TYPE_CHECKING:
     from salver.server.planning.worker import SimulatedWorker
 
-_NO_INPUTS: Final[dict[str, Array]] = {}
+NO_INPUTS: Final[dict[str, Array]] = {}
 _DRAWS: Final = 1 << 14
 _TIMER_S: Final = 0.001
 _WARM_RUNS: Final = 5  # as a model that is loaded is run to see what it costs
@@ -24,25 +24,23 @@ _BROKEN: Final = Internal("the simulated model failed")
 KILLED: Final = Unavailable("the worker was killed")
 
 
-class SimulatedRequest(InferRequest):
-    """A request that knows its number, where it is, and whether the model fails on it."""
+class SimulatedRequest(InferRequest, eq=False, kw_only=True):
+    """A request that knows its number, where it is, and whether the model fails on it.
 
-    __slots__ = ("bad", "loop", "model", "number", "sent_s", "served", "timeout_s")
+    Args:
+        loop: the stream, where that is a closed loop: told when the request ends.
+    """
 
-    def __init__(
-        self, number: int, model: str, rows: int, key: Any, priority: int, client: str | None, sent_s: float
-    ) -> None:
-        super().__init__(_NO_INPUTS, rows, _unused, key=key, priority=priority, client=client)
-        self.number = number
-        self.model = model
-        self.sent_s = sent_s
-        self.timeout_s = 0.0
-        self.bad = False
-        self.loop = -1  # the stream, where that is a closed loop: told when the request ends
-        self.served: SimulatedServed | None = None
+    number: int
+    model: str
+    sent_s: float
+    timeout_s: float = 0.0
+    bad: bool = False
+    loop: int = -1
+    served: SimulatedServed | None = None
 
 
-def _unused(_outputs: object, _timing: object) -> None:
+def unused(_outputs: object, _timing: object) -> None:
     """The ledger hears of answers, not the request."""
 
 

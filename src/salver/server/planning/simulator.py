@@ -15,7 +15,7 @@ from salver.server.planning.arrivals import Traffic, draw
 from salver.server.planning.clock import Clock
 from salver.server.planning.cores import Cores
 from salver.server.planning.ledger import ANSWERED, OPEN, VANISHED, Ledger, Outcome
-from salver.server.planning.model import Draws, SimulatedRequest
+from salver.server.planning.model import NO_INPUTS, Draws, SimulatedRequest, unused
 from salver.server.planning.scenario import Closed, Fault, Scenario
 from salver.server.planning.worker import SimulatedWorker, Vanished
 
@@ -90,11 +90,19 @@ class Simulation:
         traffic = self.traffic
         model, client = self._asks[traffic.stream[number]]
         request = SimulatedRequest(
-            number, model, traffic.rows[number], traffic.key[number], traffic.priority[number], client, now
+            NO_INPUTS,
+            traffic.rows[number],
+            unused,
+            key=traffic.key[number],
+            priority=traffic.priority[number],
+            client=client,
+            number=number,
+            model=model,
+            sent_s=now,
+            timeout_s=traffic.timeout_s[number],
+            bad=traffic.bad[number],
+            loop=loop,
         )
-        request.timeout_s = traffic.timeout_s[number]
-        request.bad = traffic.bad[number]
-        request.loop = loop
         self._sent += 1
         self._last_s = max(self._last_s, now)
         worker = self._route(traffic.connection[number])

@@ -18,7 +18,7 @@ from salver.server.engine.marks import Marks
 from salver.server.processes.base import Service, Supervision, Worker
 from salver.server.processes.fleet import Fleet
 from salver.server.processes.orders import APART, CATALOG, FIRST, Greeting, Load, Move, Owner, Report, Unload
-from salver.server.processes.shared import SharedKeeper, SharedModel, Taste
+from salver.server.processes.shared import Cells, SharedKeeper, SharedModel, Taste
 from salver.server.processes.taster import taste_apart
 
 _MOST_APART: Final = 16
@@ -30,9 +30,10 @@ _LONGEST: Final = 70  # of a folder, for the path of a Unix socket has at most 1
 _LOG = logging.getLogger(__name__)
 
 
-class Catalog(Service):
+class Catalog(Service, Cells):
     """What administrators and the folders say of models, done by all workers alike. A model that crashed a worker gets
-    a process of its own, to which the workers forward its requests. Lives on the supervisor's event loop.
+    a process of its own, to which the workers forward its requests, and so does from the start one that is run by a
+    framework of its own. Lives on the supervisor's event loop.
 
     Args:
         supervision: knows the settings, and keeps processes.
@@ -44,18 +45,19 @@ class Catalog(Service):
     def __init__(self, supervision: Supervision, taste: Taste = taste_apart) -> None:
         self._supervision = supervision
         self._fleet = Fleet()
-        self._keeper = SharedKeeper(supervision.settings, self._fleet, taste)
+        self._keeper = SharedKeeper(supervision.settings, self._fleet, taste, self)
         self._watching: asyncio.Task[None] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._marks: dict[tuple[int, int], int] = {}
         self._owners: dict[int, Owner] = {}
+        self._seen: dict[int, asyncio.Event] = {}
+        """Slots whose process has been ready."""
 
     async def start(self) -> None:
         """
         Raises:
             SalverError: as `Sources.check`; `Unavailable` where there is no room for a folder.
         """
-        await self._keeper.begin()
         usual = tempfile.gettempdir()
         try:
             self._folder = tempfile.TemporaryDirectory(
@@ -65,6 +67,11 @@ class Catalog(Service):
             raise Unavailable(f"no folder can be made for sockets between processes: {error}") from None
         if self._supervision.settings.workers > 1:
             self._owners[FIRST] = Owner(FIRST)
+        try:
+            await self._keeper.begin()
+        except SalverError:
+            self._folder.cleanup()
+            raise
 
     async def stop(self) -> None:
         if self._watching is not None:
@@ -96,6 +103,7 @@ class Catalog(Service):
         if self._supervision.settings.watch_s and self._watching is None:
             self._watching = asyncio.get_running_loop().create_task(self._keeper.watch())
         if worker.slot in self._owners:
+            self._seen.setdefault(worker.slot, asyncio.Event()).set()
             self._announce(Owner(worker.slot, self._path_of(worker)))
         for model in self._keeper.models:
             if model.isolated == worker.slot:  # until now those who had loaded it served on
@@ -150,15 +158,29 @@ class Catalog(Service):
         if model.isolated is not None and worker.slot < APART:
             self._keeper.begin_realign(model)
         elif model.isolated is None and model.crashes >= limit and self._folder is not None:
-            apart = [other.isolated for other in self._keeper.models]
-            slot = model.isolated = min(range(APART, APART + _MOST_APART), key=apart.count)
             _LOG.error("model '%s' made a worker end: it gets a process of its own", model.name)
-            if slot not in self._owners:
-                self._owners[slot] = Owner(slot)
-                self._supervision.enlist(slot, self._folder.name)
+            slot = model.isolated = self.assign(model)
             for member in self._fleet.members:  # what ran there is gone, or no other place is free
                 if member.worker.slot == slot:
                     member.worker.replace("repository", f"model '{model.name}' is run there from now on")
+
+    def assign(self, model: SharedModel) -> int:
+        if self._folder is None:
+            raise Unavailable(f"there is no process for model '{model.name}': the server is stopping")
+        apart = [other.isolated for other in self._keeper.models]
+        slot = min(range(APART, APART + _MOST_APART), key=apart.count)
+        if slot not in self._owners:
+            self._owners[slot] = Owner(slot)
+            self._supervision.enlist(slot, self._folder.name)
+        return slot
+
+    async def wait_ready(self, slot: int) -> None:
+        limit_s = self._supervision.settings.load_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._seen.setdefault(slot, asyncio.Event()).wait()
+        except TimeoutError:
+            raise Unavailable(f"the process for the model did not start within {limit_s:g} s") from None
 
     def settings_changed(self) -> None:
         self._keeper.change(self._supervision.settings)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -14,7 +14,7 @@ from salver.core.errors import NotFound, SalverError
 from salver.server.engine.base import ModelState
 from salver.server.engine.manager import Keeper
 from salver.server.engine.planned import FROM_DISK, Failure, Origin, Plan, PlannedModel, steps_of
-from salver.server.engine.repository import Sources
+from salver.server.engine.repository import Sources, needs_process
 from salver.server.processes.fleet import Fleet, Member
 from salver.server.processes.orders import APART, FIRST, Move, Order, Refusal, Removal, Report, pack
 from salver.server.settings import ServeSettings
@@ -27,6 +27,20 @@ Taste = Callable[[str, str, Plan, ServeSettings], Awaitable[Failure | None]]
 """Tries a version of a model apart: see `taste_apart`."""
 
 
+class Cells(Protocol):
+    """Processes that run nothing but models of their own."""
+
+    def assign(self, model: SharedModel) -> int:
+        """Slot of the process that is to run a model from now on; it is started where it is not there yet."""
+
+    async def wait_ready(self, slot: int) -> None:
+        """Until it takes requests.
+
+        Raises:
+            Unavailable: it does not within ``load_timeout_s``.
+        """
+
+
 class SharedModel(PlannedModel):
     """A model as the supervisor knows it: it is served by all workers, or by none.
 
@@ -36,9 +50,10 @@ class SharedModel(PlannedModel):
     Args:
         fleet: the workers.
         taste: see `Taste`.
+        cells: for models that are run by frameworks of their own.
     """
 
-    def __init__(self, name: str, settings: ServeSettings, fleet: Fleet, taste: Taste) -> None:
+    def __init__(self, name: str, settings: ServeSettings, fleet: Fleet, taste: Taste, cells: Cells) -> None:
         super().__init__(name, settings)
         self.official: Plan | None = None
         """What a worker that starts is to serve; None where that is nothing."""
@@ -50,10 +65,13 @@ class SharedModel(PlannedModel):
         self.settled = False
         """Whether a worker has loaded it: until then nobody knows which of its versions can be served."""
         self.isolated: int | None = None
-        """Slot of the process that runs nothing else, because this model crashed one."""
+        """Slot of the process that runs nothing else, because this model crashed one, or is foreign."""
+        self.foreign = False
+        """Whether a framework of its own runs it: see `needs_process`."""
         self.crashes = 0
         self._fleet = fleet
         self._taste = taste
+        self._cells = cells
         self._labels: dict[str, str] = {}
 
     @property
@@ -97,7 +115,7 @@ class SharedModel(PlannedModel):
             self.refusal,
             self.kept if plan is None else labels,
             self.labels_told,
-            (self.required or bool(self.versions)) and self.isolated is None,
+            self.required and self.foreign if self.isolated is not None else self.required or bool(self.versions),
             self.owner,
         )
 
@@ -111,9 +129,21 @@ class SharedModel(PlannedModel):
         self.required = True
         self.applied = None if self.shelf is None else self.shelf.stamp
         try:
-            self.official = await self.plan(FROM_DISK)
+            plan = await self.plan(FROM_DISK)
         except SalverError as error:
             self._refuse(error)
+            return
+        # What a foreign model does when it is loaded, nobody knows: the workers wait for it, and must not do so long.
+        self.official = await self._try(plan, again=False) if self.foreign else plan
+
+    async def plan(self, origin: Origin) -> Plan:
+        plan = await super().plan(origin)
+        files = [plan.shelf.files[version] for version in (*plan.wanted, *plan.lower) if version in plan.shelf.files]
+        if await asyncio.to_thread(lambda: any(map(needs_process, files))):
+            self.foreign = True
+            if self.isolated is None:
+                self.isolated = self._cells.assign(self)
+        return plan
 
     def settle(self, report: Report) -> bool:
         """Take notice of what a worker serves that has started.
@@ -141,6 +171,8 @@ class SharedModel(PlannedModel):
             await self.fail(error)
             raise
         plan = await self._try(plan, again=again)
+        if self.foreign and self.isolated is not None:
+            await self._cells.wait_ready(self.isolated)
         await self._change(plan, origin)
         if plan.failed:
             raise next(iter(plan.failed.values())).error
@@ -288,13 +320,14 @@ class SharedModel(PlannedModel):
 class SharedKeeper(Keeper[SharedModel]):
     """Does with all workers what `ModelManager` does with one engine."""
 
-    def __init__(self, settings: ServeSettings, fleet: Fleet, taste: Taste) -> None:
+    def __init__(self, settings: ServeSettings, fleet: Fleet, taste: Taste, cells: Cells) -> None:
         super().__init__(Sources.of(settings), settings)
         self._fleet = fleet
         self._taste = taste
+        self._cells = cells
 
     def make(self, name: str) -> SharedModel:
-        return SharedModel(name, self._settings, self._fleet, self._taste)
+        return SharedModel(name, self._settings, self._fleet, self._taste, self._cells)
 
     async def begin(self) -> None:
         """Find out what is to be served, before any worker is there.
@@ -304,8 +337,7 @@ class SharedKeeper(Keeper[SharedModel]):
         """
         self.check()
         await self._look()
-        for model in self.models:
-            await model.adopt()
+        await asyncio.gather(*(model.adopt() for model in self.models))
 
     def change(self, settings: ServeSettings) -> None:
         """Serve by other settings: workers that have them take the places of all, and what is served follows."""

@@ -86,6 +86,7 @@ class Supervisor(Supervision):
         self._processes: set[SupervisedWorker] = set()
         self._reaping: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
+        self._started = False
         self._ending = False
         self._stopping = asyncio.Event()
         self._services = tuple(make(self) for make in services)
@@ -96,7 +97,11 @@ class Supervisor(Supervision):
 
     def enlist(self, slot: int, folder: str) -> None:
         self._apart[slot] = Slot(slot, folder)
-        task = asyncio.get_running_loop().create_task(self._keep(self._apart[slot]))
+        if self._started:
+            self._keep_apart(self._apart[slot])
+
+    def _keep_apart(self, slot: Slot) -> None:
+        task = asyncio.get_running_loop().create_task(self._keep(slot))
         self._keeping.add(task)
         task.add_done_callback(self._keeping.discard)
 
@@ -117,6 +122,9 @@ class Supervisor(Supervision):
         """
         for service in self._services:
             await service.start()
+        self._started = True
+        for apart in self._apart.values():
+            self._keep_apart(apart)
         stopping: asyncio.Future[Any] = asyncio.ensure_future(self._stopping.wait())
         beginning = asyncio.ensure_future(self._begin(on_ready))
         keeping = [asyncio.ensure_future(self._keep(slot)) for slot in self._slots]

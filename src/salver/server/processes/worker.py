@@ -16,6 +16,7 @@ from salver.server._files import allow_connections
 from salver.server._loop import new_event_loop
 from salver.server.app import Server, end_loop, end_stuck, settle
 from salver.server.monitoring.logs import configure_logging
+from salver.server.processes.affinity import keep_to_share
 from salver.server.processes.base import EVERYONE, STACKS, Failure, Leave, Link, Ready, Start
 from salver.server.processes.channel import Channel
 from salver.server.processes.sockets import Inherited
@@ -95,6 +96,9 @@ async def _run(sock: socket.socket) -> Server | None:
     settings = ServeSettings.from_data(start.settings)
     configure_logging(settings.log_level, f"worker={start.slot}")
     allow_connections(settings.max_connections)
+    if settings.affinity and start.slot < settings.workers:
+        cores = keep_to_share(start.slot, settings.workers)
+        _LOG.info("this worker keeps to the cores %s", ", ".join(map(str, sorted(cores))))
     worker = WorkerProcess(Link(channel, start))
     serving = asyncio.ensure_future(worker.run())
     watching = asyncio.ensure_future(gone.wait())

@@ -50,6 +50,7 @@ class Call:
         "on_end",
         "on_message",
         "path",
+        "peer",
         "started_s",
     )
 
@@ -62,6 +63,8 @@ class Call:
         started_s: float,
     ) -> None:
         self._writer = writer
+        self.peer = writer.peer
+        """The client."""
         self.path = path
         self.metadata = metadata
         self.deadline_s = deadline_s
@@ -73,11 +76,6 @@ class Call:
         self.on_end: Callable[[], None] | None = None
         self.code = ""
         """``OK`` or the error's canonical code, once there is a status."""
-
-    @property
-    def peer(self) -> Peer:
-        """The client."""
-        return self._writer.peer
 
     def respond(self, message: bytes) -> None:
         """Give the only response, with status OK. The first answer counts; a later one is dropped."""

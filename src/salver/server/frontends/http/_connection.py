@@ -107,8 +107,6 @@ class Connection(RequestReader, asyncio.Protocol):
                 return
             self._first = None
         self._read(data)
-        if len(self._pending) >= MAX_PIPELINED:
-            self._pace()
 
     def _parse(self, data: bytes) -> None:
         self._corked = True
@@ -137,11 +135,16 @@ class Connection(RequestReader, asyncio.Protocol):
     def _take(self, exchange: Exchange, step: Callable[[Exchange], None]) -> None:
         """Hand a request to its handler, or keep it where the connection has enough in flight: one read may hold
         thousands, whose answers would be made, and kept in memory, faster than they are read."""
-        self._pending.append(exchange)
-        if len(self._pending) > MAX_PIPELINED or self._waiting:
+        pending = self._pending
+        pending.append(exchange)
+        if len(pending) < MAX_PIPELINED and not self._waiting:
+            exchange.attempt(step, exchange)
+            return
+        if len(pending) > MAX_PIPELINED or self._waiting:
             self._waiting.append(exchange)
         else:
             exchange.attempt(step, exchange)
+        self._pace()
 
     def _room(self) -> int:
         """How many more requests may be with handlers."""
@@ -178,13 +181,18 @@ class Connection(RequestReader, asyncio.Protocol):
         """Write the answer now if it is the only one; else with the others of this turn of the loop."""
         if exchange.chunks and not self._may_go_on(exchange):
             return
-        if self._corked or self._transport is None:
+        if self._corked:
             return
-        if len(self._pending) == 1:
+        pending = self._pending
+        if len(pending) == 1:
             self._flush()
-        elif not self._flush_due and self._pending and self._pending[0].answer is not None:
+        elif not self._flush_due and pending and pending[0].answer is not None:
             self._flush_due = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self._flush_together)
+
+    def _flush_together(self) -> None:
+        self._flush_due = False
+        self._flush()
 
     def _may_go_on(self, exchange: Exchange) -> bool:
         """Whether a piece of a streamed answer may be written now; pieces that may not wait, up to a bound."""
@@ -204,7 +212,6 @@ class Connection(RequestReader, asyncio.Protocol):
 
     def _flush(self) -> None:
         """Write every answer whose turn it is, in one write."""
-        self._flush_due = False
         transport = self._transport
         if transport is None:
             return
@@ -215,15 +222,15 @@ class Connection(RequestReader, asyncio.Protocol):
             exchange = pending[0]
             if exchange.answer is None:
                 break
-            self._queued_bytes = 0
             last = exchange.close or (host.draining and len(pending) == 1 and not self._partial)
             if exchange.chunks is None:
                 write_answer(exchange, last, host.date_line, out)
-            elif not write_chunks(exchange, last or exchange.is_old, host.date_line, out):
-                last = False
-                break
             else:
+                self._queued_bytes = 0
                 last = last or exchange.is_old
+                if not write_chunks(exchange, last, host.date_line, out):
+                    last = False
+                    break
             pending.popleft()
         if self._continue_due and not pending and not last:
             self._continue_due = False

@@ -120,7 +120,7 @@ class RequestReader(abc.ABC):
                 self._read_new(data, end)
                 return
             self._head = head = found
-        body = data[len(head.raw) :]
+        body = data[head.end :]
         exchange = Exchange(self, head.method, head.target, head.match, head.fields, body, perf_counter())
         self._take(exchange, head.handler or self._handle)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Final
 
 from salver.server.frontends.codes import STATUS_LINES
 from salver.server.frontends.http.coding import MIN_COMPRESS_BYTES, choose_coding, compress
 from salver.server.frontends.http.exchange import Exchange, Match
 from salver.server.frontends.http.guard import preflight_fields
+from salver.server.frontends.lookup import Lookup
 
 SMALL_BODY_BYTES: Final = 65536
 """Bodies up to this size are copied into one piece with their head."""
@@ -18,9 +18,13 @@ _KEEP_ALIVE: Final = b"connection: keep-alive\r\n"  # what HTTP/1.0 does not tak
 _HAVE_BODIES: Final = frozenset({b"GET", b"POST"})
 
 
-@lru_cache(maxsize=MIN_COMPRESS_BYTES)
-def _end_head(size: int) -> bytes:
+def end_head(size: int) -> bytes:
+    """The last lines of an answer's head."""
     return b"content-length: %d\r\n\r\n" % size
+
+
+_END_HEADS: Final = Lookup(end_head, MIN_COMPRESS_BYTES)
+"""Of bodies that are not compressed, by their size."""
 
 
 def write_answer(exchange: Exchange, last: bool, date_line: bytes, out: list[bytes | memoryview]) -> None:
@@ -38,8 +42,8 @@ def write_answer(exchange: Exchange, last: bool, date_line: bytes, out: list[byt
     elif exchange.is_old:
         extra += _KEEP_ALIVE
     line = STATUS_LINES[exchange.status]
-    if type(body) is bytes and 0 < len(body) < MIN_COMPRESS_BYTES and exchange.method in _HAVE_BODIES:
-        out.append(b"".join((line, date_line, fields, extra, _end_head(len(body)), body)))
+    if type(body) is bytes and 0 < (size := len(body)) < MIN_COMPRESS_BYTES and exchange.method in _HAVE_BODIES:
+        out.append(b"".join((line, date_line, fields, extra, _END_HEADS[size], body)))
         return
     pieces, size, coded = compress_body(exchange)
     head = line + date_line + fields + extra + coded

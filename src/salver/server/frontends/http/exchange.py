@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar
 
+import msgspec
+
 from salver.core.errors import Internal, SalverError, TooLarge
 from salver.server.frontends.access import Peer, Scope
 from salver.server.frontends.codes import error_body, error_fields, status_of
@@ -63,8 +65,8 @@ class Writer(Protocol):
         """A limit refused the request."""
 
 
-class Exchange:
-    """One request and its answer. Plain slots: one is made for every request.
+class Exchange(msgspec.Struct, eq=False):
+    """One request and its answer. A struct: one is made for every request.
 
     A handler calls `respond` or `fail` once, now or later; or, to stream, `begin`, then `send` as often as it likes,
     then `end`.
@@ -78,64 +80,38 @@ class Exchange:
         body: the whole body, content coding undone.
         started_s: `time.perf_counter()` when the last byte was read.
         extra: header lines that the connection adds to the answer.
+        cancel: what to call when the client goes away before the answer; set by the handler.
+        close: whether the connection ends after it.
+        is_old: whether it came as HTTP/1.0, which knows no chunks.
+        is_begun: whether the head of a streamed answer has been written.
+        code: ``OK`` or the error's canonical code, once there is an answer.
+        status: of the answer.
+        answer: its header lines and its body, once it is there.
+        chunks: pieces of a streamed body that have not been written yet; an empty one is its end. None where it is
+            whole.
     """
 
-    __slots__ = (
-        "_writer",
-        "answer",
-        "body",
-        "cancel",
-        "chunks",
-        "close",
-        "code",
-        "extra",
-        "fields",
-        "is_begun",
-        "is_old",
-        "match",
-        "method",
-        "started_s",
-        "status",
-        "target",
-    )
-
-    def __init__(
-        self,
-        writer: Writer,
-        method: bytes,
-        target: bytes,
-        match: Match,
-        fields: dict[bytes, bytes],
-        body: bytes,
-        started_s: float,
-        extra: bytes = b"",
-    ) -> None:
-        self._writer = writer
-        self.method = method
-        self.target = target
-        self.match = match
-        self.fields = fields
-        self.body = body
-        self.started_s = started_s
-        self.extra = extra
-        self.cancel: Callable[[], None] | None = None
-        """What to call when the client goes away before the answer; set by the handler."""
-        self.close = False
-        self.is_old = False
-        """Whether it came as HTTP/1.0, which knows no chunks."""
-        self.is_begun = False
-        """Whether the head of a streamed answer has been written."""
-        self.code = ""
-        """``OK`` or the error's canonical code, once there is an answer."""
-        self.status = 0
-        self.answer: tuple[bytes, Body] | None = None
-        self.chunks: list[bytes] | None = None
-        """Pieces of a streamed body that have not been written yet; an empty one is its end. None where it is whole."""
+    writer: Writer
+    method: bytes
+    target: bytes
+    match: Match
+    fields: dict[bytes, bytes]
+    body: bytes
+    started_s: float
+    extra: bytes = b""
+    cancel: Callable[[], None] | None = None
+    close: bool = False
+    is_old: bool = False
+    is_begun: bool = False
+    code: str = ""
+    status: int = 0
+    answer: tuple[bytes, Body] | None = None
+    chunks: list[bytes] | None = None
 
     @property
     def peer(self) -> Peer:
         """The client."""
-        return self._writer.peer
+        return self.writer.peer
 
     def respond(self, body: Body, fields: bytes = JSON, status: int = 200, code: str = "OK") -> None:
         """Give the answer. The first one counts; a later one is dropped.
@@ -148,7 +124,7 @@ class Exchange:
             self.status = status
             self.answer = (fields, body)
             self.cancel = None
-            self._writer.answered(self)
+            self.writer.answered(self)
 
     def begin(self, fields: bytes, status: int = 200) -> None:
         """Start a streamed answer."""
@@ -157,28 +133,28 @@ class Exchange:
             self.status = status
             self.chunks = []
             self.answer = (fields, b"")
-            self._writer.answered(self)
+            self.writer.answered(self)
 
     def send(self, chunk: bytes) -> None:
         """Write a piece of a streamed body."""
         if self.chunks is not None and chunk:
             self.chunks.append(chunk)
-            self._writer.answered(self)
+            self.writer.answered(self)
 
     def end(self) -> None:
         """End a streamed body."""
         if self.chunks is not None:
             self.cancel = None
             self.chunks.append(b"")
-            self._writer.answered(self)
+            self.writer.answered(self)
 
     def fail(self, error: SalverError) -> None:
         """Answer with an error; an answer that has begun is cut off. A limit that the error names is counted."""
         if isinstance(error, TooLarge) and error.limit:
-            self._writer.limit_hit(error.limit)
+            self.writer.limit_hit(error.limit)
         if self.chunks is not None:
             self.cancel = None
-            self._writer.cut(self)
+            self.writer.cut(self)
             return
         status = status_of(error)
         self.respond(error_body(error), JSON + error_fields(error, status), status, error.code.value)

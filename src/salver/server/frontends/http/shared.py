@@ -65,7 +65,7 @@ class Head:
         handler: whom the request goes to; None where its caller is to be checked every time.
     """
 
-    __slots__ = ("fields", "handler", "match", "method", "raw", "size", "target")
+    __slots__ = ("end", "fields", "handler", "match", "method", "raw", "size", "target")
 
     def __init__(
         self,
@@ -78,6 +78,7 @@ class Head:
         handler: Callable[[Exchange], None] | None,
     ) -> None:
         self.raw = raw
+        self.end = len(raw)
         self.size = size
         self.method = method
         self.target = target

@@ -7,7 +7,7 @@ Specification: https://github.com/kserve/open-inference-protocol (inference_rest
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -64,7 +64,11 @@ class ModelCodec(OipModel):
             msgspec.json.encode(version),
         )
         self._prefixes: dict[tuple[str, str, tuple[int, ...]], bytes] = {}
-        self._binary_heads: dict[tuple[tuple[tuple[int, ...], int], ...], bytes] = {}
+        self._only = signature.outputs[0] if len(signature.outputs) == 1 else None
+        self._binary_heads: dict[Any, bytes] = {}
+        """Shape and size of the only output, or those of all, -> `_make_binary_head`."""
+        self._json_heads: dict[tuple[int, ...], bytes] = {}
+        """Shape of the only output -> all that stands before its elements."""
         self._fast = self._choose_fast()
 
     def _choose_fast(self) -> Shortcut | None:
@@ -132,7 +136,7 @@ class ModelCodec(OipModel):
                 raise InvalidArgument(
                     f"{where}: binary_data_size is {size}, but {len(body) - position} bytes are left in the body"
                 )
-            inputs[tensor.name] = from_bytes(body, position, size, tensor.datatype, tensor.shape, where)
+            inputs[tensor.name] = from_bytes(body, position, size, tensor.datatype, tensor.shape, where, spec.binary)
             position += size
         if position != len(body):
             raise InvalidArgument(f"{len(body) - position} bytes of the body belong to no input")
@@ -159,7 +163,7 @@ class ModelCodec(OipModel):
             shape = [d if isinstance(d, int) else 1 for d in dims]
             if width != 1:
                 raise InvalidArgument(f"{where}: a raw request carries one string, expected {width}")
-            array = pack([decode_text(body, 0, where)], "BYTES", shape)
+            array = pack([decode_text(body, 0, where, spec.binary)], "BYTES", shape)
         else:
             step = width * spec.dtype.itemsize
             if len(fixed) < len(dims) and step and len(body) % step:
@@ -177,15 +181,20 @@ class ModelCodec(OipModel):
         Returns:
             The body, whole or in pieces, and the size of its JSON if tensors follow it.
         """
+        if decoded.wishes is self.all_binary and decoded.id is None and decoded.parameters is None:
+            return self._encode_binary(outputs)
         opening = self._opening
         if decoded.id is not None:
             opening += b'"id":%b,' % jsonio.ENCODER.encode(decoded.id)
         if decoded.parameters is not None and (repeated := answer_parameters(decoded.parameters)):
             opening += b'"parameters":%b,' % jsonio.encode(repeated)
-        if decoded.wishes is self._all_binary and opening is self._opening:
-            return self._encode_binary(outputs)
         if decoded.wishes is not None:
             return self._encode_wishes(opening, decoded.wishes, outputs, peer)
+        only = self._only
+        if only is not None and opening is self._opening:
+            array = outputs[only.name]
+            head = self._json_heads.get(array.shape) or self._make_json_head(only, array.shape)
+            return b"".join((head, to_json(array, only.datatype), b"}]}")), None
         pieces = [opening, b'"outputs":[']
         for spec in self.signature.outputs:
             array = outputs[spec.name]
@@ -193,28 +202,38 @@ class ModelCodec(OipModel):
         pieces[-1] = b"}]}"
         return b"".join(pieces), None
 
+    def _make_json_head(self, spec: TensorSpec, shape: tuple[int, ...]) -> bytes:
+        if len(self._json_heads) >= _MAX_PREFIXES:
+            self._json_heads.clear()
+        head = self._json_heads[shape] = b'%b"outputs":[%b,"data":' % (self._opening, self._prefix(spec, shape))
+        return head
+
     def _encode_binary(self, outputs: Mapping[str, Array]) -> tuple[Body, int | None]:
         """All outputs as bytes, and nothing else to say: the JSON follows from their shapes and sizes."""
-        pieces: list[bytes | memoryview] = [b""]
-        key: tuple[tuple[tuple[int, ...], int], ...] = ()
-        for spec in self.signature.outputs:
-            array = outputs[spec.name]
-            blob = to_bytes(array, spec.datatype)
-            pieces.append(blob)
-            key += ((array.shape, len(blob)),)
-        head = self._binary_heads.get(key)
-        if head is None:
-            parts = [
-                b'%b,"parameters":{"binary_data_size":%d}}' % (self._prefix(spec, shape), size)
-                for spec, (shape, size) in zip(self.signature.outputs, key, strict=True)
-            ]
-            if len(self._binary_heads) >= _MAX_PREFIXES:
-                self._binary_heads.clear()
-            head = self._binary_heads[key] = b'%b"outputs":[%b]}' % (self._opening, b",".join(parts))
-        pieces[0] = head
-        if len(pieces) == 2 and len(pieces[1]) < _SMALL_BYTES:
-            return b"".join(pieces), len(head)
-        return pieces, len(head)
+        only = self._only
+        if only is not None:
+            array = outputs[only.name]
+            blob = to_bytes(array, only.datatype)
+            size = len(blob)
+            one = array.shape, size
+            head = self._binary_heads.get(one) or self._make_binary_head(one, (one,))
+            return head + blob if size < _SMALL_BYTES else [head, blob], len(head)
+        arrays = [outputs[spec.name] for spec in self.signature.outputs]
+        blobs = [to_bytes(array, spec.datatype) for array, spec in zip(arrays, self.signature.outputs, strict=True)]
+        key = tuple((array.shape, len(blob)) for array, blob in zip(arrays, blobs, strict=True))
+        head = self._binary_heads.get(key) or self._make_binary_head(key, key)
+        return [head, *blobs], len(head)
+
+    def _make_binary_head(self, key: Any, described: tuple[tuple[tuple[int, ...], int], ...]) -> bytes:
+        """The JSON of an answer whose outputs have these shapes and sizes in bytes."""
+        parts = [
+            b'%b,"parameters":{"binary_data_size":%d}}' % (self._prefix(spec, shape), size)
+            for spec, (shape, size) in zip(self.signature.outputs, described, strict=True)
+        ]
+        if len(self._binary_heads) >= _MAX_PREFIXES:
+            self._binary_heads.clear()
+        head = self._binary_heads[key] = b'%b"outputs":[%b]}' % (self._opening, b",".join(parts))
+        return head
 
     def _encode_wishes(
         self, opening: bytes, wishes: tuple[OutputWish, ...], outputs: Mapping[str, Array], peer: Peer

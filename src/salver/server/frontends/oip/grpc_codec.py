@@ -113,13 +113,13 @@ class GrpcCodec(OipModel):
             elif has_contents or not raw:
                 if raw:
                     raise InvalidArgument(f"{where} has contents, which cannot stand beside raw_input_contents")
-                inputs[tensor.name] = _from_contents(tensor.contents, spec.datatype, shape, where)
+                inputs[tensor.name] = _from_contents(tensor.contents, spec, shape, where)
                 typed |= has_contents
             elif position == len(raw):
                 raise InvalidArgument(f"{where} has no data: there are only {position} raw_input_contents")
             else:
                 data = raw[position]
-                inputs[tensor.name] = from_bytes(data, 0, len(data), spec.datatype, shape, where)
+                inputs[tensor.name] = from_bytes(data, 0, len(data), spec.datatype, shape, where, spec.binary)
                 position += 1
         if position < len(raw):
             raise InvalidArgument(f"{len(raw)} raw_input_contents for {position} inputs that take one")
@@ -236,8 +236,9 @@ def _kind(value: bool | int | str) -> str:
     return "int64_param" if value < 1 << 63 else "uint64_param"
 
 
-def _from_contents(contents: Any, datatype: str, shape: list[int], where: str) -> Array:
+def _from_contents(contents: Any, spec: TensorSpec, shape: list[int], where: str) -> Array:
     """An array from ``InferTensorContents``."""
+    datatype = spec.datatype
     field = CONTENTS.get(datatype)
     for other, _ in contents.ListFields():
         if other.name != field:
@@ -246,7 +247,7 @@ def _from_contents(contents: Any, datatype: str, shape: list[int], where: str) -
         raise InvalidArgument(f"{where}: {datatype} has no typed contents; send it in raw_input_contents")
     values = list(getattr(contents, field))
     if datatype == "BYTES":
-        values = [decode_text(value, index, where) for index, value in enumerate(values)]
+        values = [decode_text(value, index, where, spec.binary) for index, value in enumerate(values)]
     return from_values(values, datatype, shape, where)
 
 

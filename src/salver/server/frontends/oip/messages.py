@@ -49,7 +49,7 @@ class OutputWish(msgspec.Struct, frozen=True):
     region: Region | None = None
 
 
-class Decoded:
+class Decoded(msgspec.Struct, eq=False, gc=False):
     """A request, decoded and checked against the signature.
 
     Args:
@@ -60,21 +60,11 @@ class Decoded:
         parameters: those of the request.
     """
 
-    __slots__ = ("id", "inputs", "parameters", "rows", "wishes")
-
-    def __init__(
-        self,
-        inputs: dict[str, Array],
-        rows: int,
-        wishes: tuple[OutputWish, ...] | None,
-        id: str | int | None,
-        parameters: Parameters | None,
-    ) -> None:
-        self.inputs = inputs
-        self.rows = rows
-        self.wishes = wishes
-        self.id = id
-        self.parameters = parameters
+    inputs: dict[str, Array]
+    rows: int
+    wishes: tuple[OutputWish, ...] | None
+    id: str | int | None
+    parameters: Parameters | None
 
 
 class Wanted(msgspec.Struct):

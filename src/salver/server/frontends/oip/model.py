@@ -41,7 +41,8 @@ class OipModel:
         self._memory = SharedMemory("") if memory is None else memory
         self._specs = {spec.name: spec for spec in signature.inputs}
         self._outputs = {spec.name: spec for spec in signature.outputs}
-        self._all_binary = tuple(OutputWish(name, True) for name in self._outputs)
+        self.all_binary = tuple(OutputWish(name, True) for name in self._outputs)
+        """The wishes of a request that wants all outputs as bytes."""
 
     def find_input(self, name: str, datatype: str, given: Iterable[str], taken: Container[str]) -> TensorSpec:
         """The spec of an input as a request names it.
@@ -73,7 +74,7 @@ class OipModel:
             SalverError: as `SharedMemory.read` and `from_bytes`.
         """
         data = self._memory.read(region.name, region.offset, region.byte_size, peer)
-        return from_bytes(data, 0, len(data), spec.datatype, shape, f"input '{spec.name}'")
+        return from_bytes(data, 0, len(data), spec.datatype, shape, f"input '{spec.name}'", spec.binary)
 
     def write_region(self, region: Region, name: str, data: bytes | memoryview, peer: Peer) -> None:
         """Put an output into shared memory.
@@ -111,7 +112,8 @@ class OipModel:
             raise InvalidArgument(f"a request needs at least one row, got {rows}")
         for name, array in inputs.items():
             if array.dtype.hasobject:
-                check_strings(array, self.limits.max_string_bytes, f"input '{name}'")
+                binary = self.signature.input(name).binary
+                check_strings(array, self.limits.max_string_bytes, f"input '{name}'", binary)
         return rows
 
     def wishes(
@@ -130,7 +132,7 @@ class OipModel:
         if parameters:
             binary = _flag(parameters, "binary_data_output", binary, "request")
         if not wanted:
-            return self._all_binary if binary else None
+            return self.all_binary if binary else None
         wishes: dict[str, OutputWish] = {}
         for output in wanted:
             self.signature.output(output.name)
@@ -149,7 +151,7 @@ class OipModel:
 
     def output_names(self, wishes: tuple[OutputWish, ...] | None) -> tuple[str, ...] | None:
         """The outputs to ask the engine for: None for all of them, in order, so that such requests can be merged."""
-        if wishes is None or wishes is self._all_binary:
+        if wishes is None or wishes is self.all_binary:
             return None
         names = tuple(wish.name for wish in wishes)
         return None if names == self.signature.output_names else names

@@ -87,7 +87,7 @@ def _values(feature: Any, spec: TensorSpec, where: str) -> list[Any]:
         raise InvalidArgument(f"{where}: got {kind}, expected {expected} for {spec.datatype}")
     values = list(getattr(feature, kind).value)
     if spec.datatype == "BYTES":
-        return [decode_text(value, index, where) for index, value in enumerate(values)]
+        return [decode_text(value, index, where, spec.binary) for index, value in enumerate(values)]
     if spec.datatype == "BOOL":
         return [_to_bool(value, where) for value in values]
     return values

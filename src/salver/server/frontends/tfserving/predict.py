@@ -84,7 +84,7 @@ class PredictCodec:
             if name in given:
                 array = inputs[name] = to_array(given[name], spec, self._max_bytes)
                 if spec.datatype == "BYTES":
-                    check_strings(array, self._max_string_bytes, f"input '{name}'")
+                    check_strings(array, self._max_string_bytes, f"input '{name}'", spec.binary)
         if len(inputs) != len(given):
             self._signature.check(dict.fromkeys(given))  # type: ignore[arg-type]  # names alone: it says which are wrong
         rows = self._signature.check(inputs)

@@ -96,7 +96,8 @@ class RowCodec:
 
     def _check_strings(self, inputs: Mapping[str, Array]) -> None:
         for name in self._texts:
-            check_strings(inputs[name], self._limits.max_string_bytes, f"input '{name}'")
+            binary = self._specs[name].binary
+            check_strings(inputs[name], self._limits.max_string_bytes, f"input '{name}'", binary)
 
     def encode(self, decoded: Decoded, outputs: Mapping[str, Array]) -> bytes:
         """Write the answer: a plain value where the model has one output, an object where it has several.
@@ -133,10 +134,12 @@ def unwrap_rows(rows: list[Any], signature: Signature) -> list[Any]:
     for index, row in enumerate(rows):
         where = f"instance {index}"
         if not isinstance(row, dict) or _is_base64(row):
-            found.append(row if only is None else _unwrap(row, len(only.shape), where))
+            found.append(row if only is None else _unwrap(row, len(only.shape), where, only.binary))
             continue
         named = {
-            name: _unwrap(value, len(texts[name].shape), f"{where}, input '{name}'") if name in texts else value
+            name: _unwrap(value, len(texts[name].shape), f"{where}, input '{name}'", texts[name].binary)
+            if name in texts
+            else value
             for name, value in row.items()
         }
         found.append(named)
@@ -146,7 +149,7 @@ def unwrap_rows(rows: list[Any], signature: Signature) -> list[Any]:
 def _column(value: Any, spec: TensorSpec) -> Array:
     where = f"input '{spec.name}'"
     if spec.datatype == "BYTES":
-        value = _unwrap(value, len(spec.shape) if spec.rank_known else MAX_RANK, where)
+        value = _unwrap(value, len(spec.shape) if spec.rank_known else MAX_RANK, where, spec.binary)
     shape = shape_of(value)
     if shape:
         return from_json(value, spec.datatype, shape, where)
@@ -157,17 +160,17 @@ def _is_base64(value: Any) -> bool:
     return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
 
 
-def _unwrap(value: Any, depth: int, where: str) -> Any:
+def _unwrap(value: Any, depth: int, where: str, binary: bool) -> Any:
     """A value with every ``{"b64": ...}`` in it undone, down to ``depth`` lists."""
     if isinstance(value, list) and depth > 0:
-        return [_unwrap(item, depth - 1, where) for item in value]
+        return [_unwrap(item, depth - 1, where, binary) for item in value]
     if not _is_base64(value):
         return value
     try:
         raw = base64.b64decode(value["b64"], validate=True)
     except (binascii.Error, ValueError):
         raise InvalidArgument(f"{where}: the text in 'b64' is not base64") from None
-    return decode_text(raw, 0, where)
+    return decode_text(raw, 0, where, binary)
 
 
 def _check_rows(spec: TensorSpec, array: Array, count: int) -> None:

@@ -56,20 +56,21 @@ def to_array(tensor: Any, spec: TensorSpec, max_bytes: int) -> Array:
     shape = [dim.size for dim in tensor.tensor_shape.dim]
     content = tensor.tensor_content
     if not content:
-        return _from_values(tensor, datatype, shape, max_bytes, where)
+        return _from_values(tensor, spec, shape, max_bytes, where)
     if datatype == "BYTES":
-        return pack(_split_strings(content, count_of(shape, where), where), datatype, shape)
+        return pack(_split_strings(content, count_of(shape, where), where, spec.binary), datatype, shape)
     return from_bytes(content, 0, len(content), datatype, shape, where)
 
 
-def _from_values(tensor: Any, datatype: str, shape: list[int], max_bytes: int, where: str) -> Array:
+def _from_values(tensor: Any, spec: TensorSpec, shape: list[int], max_bytes: int, where: str) -> Array:
+    datatype = spec.datatype
     count = count_of(shape, where)
     values = getattr(tensor, _FIELDS[datatype])[:]
     given = len(values)
     if given > count:
         raise InvalidArgument(f"{where}: got {given} elements, expected {count} for shape {format_shape(shape)}")
     if datatype == "BYTES":
-        values = [decode_text(value, index, where) for index, value in enumerate(values)]
+        values = [decode_text(value, index, where, spec.binary) for index, value in enumerate(values)]
     array = _pack(values, datatype, where)
     if given < count:
         array = _repeat_last(tensor, array, count, datatype, max_bytes, where)
@@ -102,7 +103,7 @@ def _repeat_last(tensor: Any, array: Array, count: int, datatype: str, max_bytes
     return filled
 
 
-def _split_strings(data: bytes, count: int, where: str) -> list[str]:
+def _split_strings(data: bytes, count: int, where: str, binary: bool) -> list[str]:
     """Strings in ``tensor_content``: all their lengths as varints, then all their bytes."""
     if count > len(data):
         raise InvalidArgument(f"{where}: tensor_content has {len(data)} bytes, too few for {count} strings")
@@ -126,7 +127,7 @@ def _split_strings(data: bytes, count: int, where: str) -> list[str]:
         )
     values = []
     for index, size in enumerate(sizes):
-        values.append(decode_text(data[position : position + size], index, where))
+        values.append(decode_text(data[position : position + size], index, where, binary))
         position += size
     return values
 

@@ -1,4 +1,4 @@
-"""What inputs a scikit-learn model needs, and examples of them."""
+"""What inputs a scikit-learn model needs, and examples of them; imports nothing of scikit-learn."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from salver.builder.importers.probes import Probe
 from salver.core.arrays import Array
 from salver.core.dataset import Dataset
 from salver.core.errors import FailedPrecondition, InvalidArgument
-from salver.datasets.typing_rules import object_array
 
 try:
     import pandas as pd
@@ -21,7 +19,8 @@ except ImportError:
 
 _TEXT_COLUMN: Final = "text"
 _MATRIX: Final = "x"
-_ROWS: Final = 32
+ROWS: Final = 32
+"""Of the examples that are made up."""
 _WORDS: Final = ("good", "bad", "a", "the", "film", "was", "not", "very", "It", "is", "great", "awful")
 
 
@@ -57,7 +56,7 @@ def plan_inputs(estimator: Any, data: Dataset | None) -> list[Column]:
         FailedPrecondition: the number of features is not known.
     """
     first = _first(estimator)
-    if _takes_text(first):
+    if _takes_text(estimator):
         return [Column(_TEXT_COLUMN, "BYTES", (), "text")]
     names = [str(n) for n in getattr(estimator, "feature_names_in_", getattr(first, "feature_names_in_", ()))]
     if hasattr(first, "transformers_"):
@@ -78,11 +77,15 @@ def _first(estimator: Any) -> Any:
     return estimator
 
 
-def _takes_text(first: Any) -> bool:
-    parts = [part for _, part in getattr(first, "transformer_list", [])]
+def _takes_text(part: Any) -> bool:
+    """Whether it begins with a vectorizer; functions before it turn texts into texts."""
+    if hasattr(part, "steps"):
+        steps = [step for _, step in part.steps if step not in (None, "passthrough")]
+        return _takes_text(next((step for step in steps if not hasattr(step, "inverse_func")), None))
+    parts = [each for _, each in getattr(part, "transformer_list", [])]
     if parts:
-        return all(_takes_text(_first(part)) for part in parts)
-    return hasattr(first, "build_analyzer")
+        return all(_takes_text(each) for each in parts)
+    return hasattr(part, "build_analyzer")
 
 
 def _plan_table(transformer: Any, names: list[str], data: Dataset | None) -> list[Column]:
@@ -124,7 +127,7 @@ def _string_columns(transformer: Any) -> set[int]:
         first = _first(part) if not isinstance(part, str) else None
         if first is None:
             continue
-        if _takes_text(first):
+        if _takes_text(part):
             found.update(indices)
         for index, categories in zip(indices, getattr(first, "categories_", ()), strict=False):
             if np.asarray(categories).dtype.kind in "OUS":
@@ -184,9 +187,9 @@ def _table() -> Any:
     return pd.DataFrame
 
 
-def synthetic(estimator: Any, columns: list[Column]) -> Probe:
-    """Examples from a fixed seed: words the model knows, categories it learned, numbers at the scale it was fitted
-    on."""
+def synthetic(estimator: Any, columns: list[Column]) -> dict[str, Array]:
+    """Examples from a fixed seed, `ROWS` of them: words the model knows, categories it learned, numbers at the
+    scale it was fitted on."""
     random = np.random.default_rng(0)
     first = _first(estimator)
     inputs: dict[str, Array] = {}
@@ -195,19 +198,25 @@ def synthetic(estimator: Any, columns: list[Column]) -> Probe:
             inputs[column.name] = _texts(first, random)
         elif column.role == "matrix":
             center, scale = getattr(first, "mean_", None), getattr(first, "scale_", None)
-            made = random.standard_normal((_ROWS, *column.inner))
+            made = random.standard_normal((ROWS, *column.inner))
             made = made if scale is None else made * scale
             inputs[column.name] = made if center is None else made + center
         else:
-            inputs[column.name] = _values(first, column, random).reshape(_ROWS, 1)
-    return Probe(inputs, _ROWS, "synthetic")
+            inputs[column.name] = _values(first, column, random).reshape(ROWS, 1)
+    return inputs
+
+
+def _objects(values: list[Any]) -> Array:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
 
 
 def _texts(first: Any, random: np.random.Generator) -> Array:
     parts = [part for _, part in getattr(first, "transformer_list", [])]
     vocabulary = getattr(_first(parts[0]) if parts else first, "vocabulary_", None)
     words = sorted(vocabulary)[:2000] if vocabulary else list(_WORDS)
-    return object_array([" ".join(random.choice(words, random.integers(1, 12)).tolist()) for _ in range(_ROWS)])
+    return _objects([" ".join(random.choice(words, random.integers(1, 12)).tolist()) for _ in range(ROWS)])
 
 
 def _values(transformer: Any, column: Column, random: np.random.Generator) -> Array:
@@ -221,8 +230,8 @@ def _values(transformer: Any, column: Column, random: np.random.Generator) -> Ar
         for step in steps:
             if hasattr(step, "categories_"):
                 known = list(step.categories_[indices.index(index)])
-                chosen = [known[i] for i in random.integers(0, len(known), _ROWS)]
-                return object_array(chosen) if column.datatype == "BYTES" else np.array(chosen, dtype=np.float64)
+                chosen = [known[i] for i in random.integers(0, len(known), ROWS)]
+                return _objects(chosen) if column.datatype == "BYTES" else np.array(chosen, dtype=np.float64)
             if (
                 hasattr(step, "mean_")
                 and hasattr(step, "scale_")
@@ -230,7 +239,7 @@ def _values(transformer: Any, column: Column, random: np.random.Generator) -> Ar
                 and step.scale_ is not None
             ):
                 at = indices.index(index)
-                return np.asarray(random.standard_normal(_ROWS) * step.scale_[at] + step.mean_[at])
-            if column.datatype == "BYTES" and _takes_text(_first(part)):
+                return np.asarray(random.standard_normal(ROWS) * step.scale_[at] + step.mean_[at])
+            if column.datatype == "BYTES" and _takes_text(part):
                 return _texts(_first(part), random)
-    return np.asarray(random.standard_normal(_ROWS)) if column.datatype != "BYTES" else _texts(None, random)
+    return np.asarray(random.standard_normal(ROWS)) if column.datatype != "BYTES" else _texts(None, random)

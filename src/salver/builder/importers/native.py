@@ -1,0 +1,83 @@
+"""From a model in its framework's own format to an `Imported`, where no ONNX graph gives its answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from salver.backends import open_session
+from salver.builder.importers.base import Imported
+from salver.builder.importers.onnx_finish import Draft, casting
+from salver.builder.importers.parity import batch_sizes_for, certify
+from salver.core.errors import InvalidArgument, SalverError
+from salver.core.model import Blob, Model, Step
+from salver.core.tensors import Signature, TensorSpec
+
+
+def finish_native(path: Path, signature: Signature, draft: Draft, *, format: str, trusted: bool, why: str) -> Imported:
+    """Serve a model by its own framework: certify that what was written gives the original's answers.
+
+    Args:
+        path: the model's file, below the draft's ``workdir``; removed when it is not certified.
+        signature: what goes in and out.
+        format: as `Model.format`.
+        trusted: whether code in the file may be run.
+        why: what no ONNX graph could do, a note for the user.
+
+    Raises:
+        ParityFailed: it gives other answers.
+        InvalidArgument: class names that fit no output.
+    """
+    blob = Blob.of(path)
+    step = Step(
+        action="import",
+        name=draft.importer,
+        input_digest=draft.lineage[-1].output_digest if draft.lineage else "",
+        output_digest=blob.digest,
+        config=draft.options.to_data(),
+        tools=dict(draft.tools),
+    )
+    model = Model(
+        format=format,
+        signature=_with_labels(signature, draft),
+        blobs=(blob,),
+        lineage=(*draft.lineage, step),
+        notes=(*(note for note in draft.notes if note), f"served natively, by {format} itself: {why}"),
+        trusted=trusted,
+    )
+    try:
+        with open_session(model) as session:
+            parity = certify(
+                draft.original,
+                casting(session.run, model.signature),
+                draft.probe,
+                batch_sizes_for(draft.probe.rows, draft.leading.fixed) if draft.leading.batched else (0,),
+                described=draft.described,
+                specs=model.signature.outputs,
+                tolerance=draft.options.tolerance,
+                inputs=model.signature.inputs,
+                versions=draft.tools,
+            )
+    except SalverError:
+        path.unlink()
+        raise
+    return Imported(model=model, parity=parity)
+
+
+def _with_labels(signature: Signature, draft: Draft) -> Signature:
+    wanted = draft.options.labels
+    outputs = []
+    for spec in signature.outputs:
+        labels = wanted or draft.labels.get(spec.name, ())
+        fits = spec.datatype in ("FP32", "FP64") and len(spec.shape) == 2 and spec.shape[1] == len(labels)
+        tells = any(name != str(i) for i, name in enumerate(labels))
+        outputs.append(msgspec.structs.replace(spec, labels=labels) if fits and tells else spec)
+    if wanted and not any(_has(spec, wanted) for spec in signature.outputs):
+        shapes = ", ".join(f"'{s.name}' {list(s.shape)}" for s in signature.outputs)
+        raise InvalidArgument(f"{len(wanted)} labels were given, and no output has as many classes: {shapes}")
+    return Signature(inputs=signature.inputs, outputs=tuple(outputs))
+
+
+def _has(spec: TensorSpec, labels: tuple[str, ...]) -> bool:
+    return len(spec.shape) == 2 and spec.shape[1] == len(labels)
