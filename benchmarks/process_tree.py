@@ -15,7 +15,9 @@ Z = 1.96  # of a 95 % confidence interval
 
 
 class Holding(NamedTuple):
-    """Of several processes together: bytes of their proportional set size and of the shared part of it, open files."""
+    """Of several processes together: bytes of their proportional set size and of the shared part of it, open files.
+    Pages of program files are left out: a process has the more of them the fewer others on the machine run the same
+    programs."""
 
     pss: int
     shared: int
@@ -65,7 +67,7 @@ def holding(pids: Sequence[int]) -> Holding:
         rollup = dict(line.split(":", 1) for line in _read(pid, "smaps_rollup").splitlines()[1:])
         if not rollup:
             continue
-        pss += int(rollup["Pss"].split()[0]) << 10
+        pss += int(rollup["Pss"].split()[0]) - int(rollup["Pss_File"].split()[0]) << 10
         shared += int(rollup["Pss_Shmem"].split()[0]) << 10
         files += sum(1 for _ in _list(pid))
         count += 1
