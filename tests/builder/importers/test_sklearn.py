@@ -223,7 +223,10 @@ def test_text_steps_that_the_converter_gets_wrong_or_lacks_are_run_by_scikit_lea
     imported = load_model(pipeline, data=SENTIMENT, workdir=tmp_path)
     model = imported.model
     if model.format == "sklearn":
-        assert "served natively, by sklearn itself: with FP32" in model.notes[-1]
+        assert (
+            "served natively, by the framework of format 'sklearn' itself, and not optimized: with FP32"
+            in model.notes[-1]
+        )
         assert [p.name for p in tmp_path.iterdir()] == ["model.skops"]
     assert model.signature.output("probabilities").labels == ("negative", "positive")
     with open_session(model) as session:

@@ -10,9 +10,10 @@ from salver.backends import SessionOptions
 from salver.backends._jax import JaxBackend, export, run_function
 from salver.builder.importers.base import Imported, Importer, ImportOptions
 from salver.builder.importers.jax_onnx import rungs
+from salver.builder.importers.ladder import climb, leading_of, probe_for, source_step
+from salver.builder.importers.native import native_model
 from salver.builder.importers.onnx_finish import Draft, backend_versions
 from salver.builder.importers.parity import Run
-from salver.builder.importers.tensorflow_import import climb, leading_of, native_model, probe_for, source_step
 from salver.core.dataset import Dataset
 from salver.core.errors import InvalidArgument, NotFound
 from salver.core.model import Blob, Step, digest_bytes

@@ -10,15 +10,14 @@ import msgspec
 from salver.backends import SessionOptions
 from salver.backends._openvino import OpenvinoBackend, read, read_signature
 from salver.builder.importers.base import Imported, Importer, ImportOptions
-from salver.builder.importers.onnx_finish import Draft
-from salver.builder.importers.tensorflow_import import (
+from salver.builder.importers.ladder import (
     copy_files,
-    keep,
     leading_of,
-    native_model,
     probe_for,
     source_step,
 )
+from salver.builder.importers.native import finish_native, native_model
+from salver.builder.importers.onnx_finish import Draft
 from salver.core.dataset import Dataset
 from salver.core.errors import CorruptArtifact, InvalidArgument, NotFound
 from salver.core.tensors import Signature
@@ -58,7 +57,7 @@ class OpenvinoImporter(Importer):
                 lineage=(source_step(source.name, _beside(source, names)),),
                 tools=backend.versions(),
             )
-            return keep(native, draft, "there is no way from IR to ONNX")
+            return finish_native(native, draft, "there is no way from IR to ONNX")
 
 
 def _check(source: Path, options: ImportOptions) -> list[str]:

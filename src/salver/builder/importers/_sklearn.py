@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from salver.builder.importers.base import Imported, Importer, ImportOptions
-from salver.builder.importers.native import finish_native
+from salver.builder.importers.native import finish_native, native_model
 from salver.builder.importers.onnx_batch import Leading
 from salver.builder.importers.onnx_check import check_model
 from salver.builder.importers.onnx_finish import Draft, backend_versions, finish
@@ -159,7 +159,9 @@ def _keep(given: Source, columns: list[Column], draft: Draft, why: str) -> Impor
             path.write_bytes(write(given))
             needs_trust = kind != "skops" or find_types(path.read_bytes(), path.name)[0]
             noted = msgspec.structs.replace(draft, notes=_join(*draft.notes, _NEEDS_TRUST if needs_trust else ""))
-            return finish_native(path, signature, noted, format="sklearn", trusted=given.trusted, why=why)
+            return finish_native(
+                native_model("sklearn", signature, {path.name: path}, trusted=given.trusted), noted, why
+            )
         except (SalverError, pickle.PicklingError, *_UNWRITABLE) as error:
             refusals.append(f"{kind}: {error}")
             path.unlink(missing_ok=True)

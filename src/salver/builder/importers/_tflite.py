@@ -9,16 +9,16 @@ from typing import Any
 from salver.backends import SessionOptions, find_backend
 from salver.builder.importers import tensorflow_convert as converter
 from salver.builder.importers.base import Imported, Importer, ImportOptions
-from salver.builder.importers.onnx_finish import Draft, backend_versions
-from salver.builder.importers.tensorflow_import import (
+from salver.builder.importers.ladder import (
     Rung,
     climb,
     copy_files,
     leading_of,
-    native_model,
     probe_for,
     source_step,
 )
+from salver.builder.importers.native import native_model
+from salver.builder.importers.onnx_finish import Draft, backend_versions
 from salver.core.dataset import Dataset
 from salver.core.errors import NotFound
 from salver.core.model import Blob

@@ -16,7 +16,7 @@ from salver.backends.boosted import Boosted
 from salver.builder.importers.base import Imported, Importer, ImportOptions
 from salver.builder.importers.forest import Forest, Split, write_forest
 from salver.builder.importers.magic import name_by_content
-from salver.builder.importers.native import finish_native
+from salver.builder.importers.native import finish_native, native_model
 from salver.builder.importers.onnx_batch import Leading
 from salver.builder.importers.onnx_finish import Draft, backend_versions, finish
 from salver.builder.importers.probes import Probe, from_data, synthetic
@@ -136,9 +136,8 @@ class BoostedImporter(Importer):
                 why.append(f"with {number}: {error.message}")
         path = workdir / f"model{self.suffix}"
         path.write_bytes(self.dump(opened.model))
-        return finish_native(
-            path, self._native_signature(opened), draft, format=self.name, trusted=False, why=". ".join(why)
-        )
+        native = native_model(self.name, self._native_signature(opened), {path.name: path})
+        return finish_native(native, draft, ". ".join(why))
 
     def _open(self, source: Any) -> Opened:
         if isinstance(source, Path):

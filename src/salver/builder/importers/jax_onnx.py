@@ -8,10 +8,10 @@ from typing import Any, Final
 import onnx
 
 from salver.backends._jax import described_inputs, name_outputs, run_function
+from salver.builder.importers.ladder import Rung
 from salver.builder.importers.onnx_check import first_line
 from salver.builder.importers.onnx_files import all_graphs
 from salver.builder.importers.probes import Probe
-from salver.builder.importers.tensorflow_import import Rung
 from salver.core.errors import Unimplemented
 from salver.core.tensors import TensorSpec
 

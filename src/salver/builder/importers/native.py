@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -15,54 +16,63 @@ from salver.core.model import Blob, Model, Step
 from salver.core.tensors import Signature, TensorSpec
 
 
-def finish_native(path: Path, signature: Signature, draft: Draft, *, format: str, trusted: bool, why: str) -> Imported:
+def native_model(format: str, signature: Signature, files: Mapping[str, Path], *, trusted: bool = False) -> Model:
+    """A model in its framework's own format, of files that lie in the workdir, the main one first.
+
+    Args:
+        format: as `Model.format`.
+        trusted: whether code in the files may be run.
+    """
+    blobs = tuple(Blob.of(path, name) for name, path in files.items())
+    return Model(format=format, signature=signature, blobs=blobs, trusted=trusted)
+
+
+def finish_native(native: Model, draft: Draft, why: str) -> Imported:
     """Serve a model by its own framework: certify that what was written gives the original's answers.
 
     Args:
-        path: the model's file, below the draft's ``workdir``; removed when it is not certified.
-        signature: what goes in and out.
-        format: as `Model.format`.
-        trusted: whether code in the file may be run.
+        native: what a backend runs; its files, below the draft's ``workdir``, are removed when it is not certified.
         why: what no ONNX graph could do, a note for the user.
 
     Raises:
         ParityFailed: it gives other answers.
         InvalidArgument: class names that fit no output.
     """
-    blob = Blob.of(path)
     step = Step(
         action="import",
         name=draft.importer,
         input_digest=draft.lineage[-1].output_digest if draft.lineage else "",
-        output_digest=blob.digest,
+        output_digest=native.blobs[0].digest,
         config=draft.options.to_data(),
         tools=dict(draft.tools),
     )
-    model = Model(
-        format=format,
-        signature=_with_labels(signature, draft),
-        blobs=(blob,),
-        lineage=(*draft.lineage, step),
-        notes=(*(note for note in draft.notes if note), f"served natively, by {format} itself: {why}"),
-        trusted=trusted,
-    )
+    note = f"served natively, by the framework of format '{native.format}' itself, and not optimized: {why}"
+    leading = draft.leading
     try:
+        model = msgspec.structs.replace(
+            native,
+            signature=_with_labels(native.signature, draft),
+            lineage=(*draft.lineage, step),
+            notes=(*(each for each in draft.notes if each), note),
+        )
         with open_session(model) as session:
             parity = certify(
                 draft.original,
                 casting(session.run, model.signature),
                 draft.probe,
-                batch_sizes_for(draft.probe.rows, draft.leading.fixed) if draft.leading.batched else (0,),
+                batch_sizes_for(draft.probe.rows, leading.fixed) if leading.batched else (0,),
                 described=draft.described,
                 specs=model.signature.outputs,
                 tolerance=draft.options.tolerance,
+                original_size=leading.fixed if leading.batched else None,
                 inputs=model.signature.inputs,
                 versions=draft.tools,
             )
     except SalverError:
-        path.unlink()
+        for blob in native.blobs:
+            blob.path.unlink(missing_ok=True)
         raise
-    return Imported(model=model, parity=parity)
+    return Imported(model=model, parity=parity, native=model)
 
 
 def _with_labels(signature: Signature, draft: Draft) -> Signature:

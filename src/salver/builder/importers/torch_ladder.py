@@ -12,7 +12,7 @@ import msgspec
 import onnx
 
 from salver.builder.importers.base import Imported
-from salver.builder.importers.native import finish_native
+from salver.builder.importers.native import finish_native, native_model
 from salver.builder.importers.onnx_check import check_model
 from salver.builder.importers.onnx_files import all_graphs, copy_external, external_files, read_onnx
 from salver.builder.importers.onnx_finish import Draft, finish
@@ -177,6 +177,6 @@ def _fall_back(call: Call, sample: Sample, draft: Draft, signature: Signature, r
             f"{formats}"
         )
     why = f"no ONNX graph gives its answers. {ladder}"
-    made = finish_native(native.path, signature, draft, format=native.format, trusted=False, why=why)
+    made = finish_native(native_model(native.format, signature, {native.path.name: native.path}), draft, why)
     made = _record(made, f"none; kept as {native.format}", refused, _notes_of(native.frozen))
     return msgspec.structs.replace(made, native=made.model)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 from salver.core.errors import Unavailable
@@ -11,6 +13,7 @@ from salver.wire.http2._hpack import HeaderDecoder
 from salver.wire.http2.frames import (
     ACK,
     END_STREAM,
+    HEAD_BYTES,
     MAX_WINDOW,
     PADDED,
     PREFACE,
@@ -35,13 +38,22 @@ from salver.wire.http2.settings import (
 )
 from salver.wire.http2.stream import Data, Receiver, Stream
 
-Open = Callable[[Stream, Head, bool], None]
-"""A server's: a request began; sets the stream's receiver. Whether its head is all there is to it."""
+Open = Callable[[Stream, Head, bytes | None], None]
+"""A server's: a request began; sets the stream's receiver. Its body, where all of it is there; None where more comes."""
 
 MAX_QUEUED_BYTES: Final = 64 << 20
 """Of answers that the peer gives no window for; with more, new streams are refused."""
 
 _DRAIN_PING: Final = b"draining"
+_NOT_SMALL_DATA: Final = ~(0xFFF << 8)
+"""Bits of a frame's first word that DATA of less than 4 KiB does not have."""
+
+
+@lru_cache(256)
+def _unpack_request(length: int) -> Callable[[bytes, int], tuple[bytes, int, bytes, int, int, int]]:
+    """Reads the heads of HEADERS, ``length`` bytes, and of the frame behind them. Streams with the reserved bit set are
+    negative."""
+    return struct.Struct(f">5si{length}sIBi").unpack_from
 
 
 class Connection(FrameReader):
@@ -153,6 +165,45 @@ class Connection(FrameReader):
             self.out.append(window_frame(stream.id, stream.owed))
             stream.owed = 0
 
+    def _on_requests(self, data: bytes, at: int, length: int) -> int:
+        sender, streams, seen, open = self.sender, self.streams, self._seen, self._open
+        if open is None or self._drain_step == 2:
+            return at
+        lead = data[at : at + 5]
+        unpack = _unpack_request(length)
+        heads_bytes = length + 2 * HEAD_BYTES
+        most = len(data)
+        owed = self._owed
+        may_owe = self.bounds.window_bytes // 2
+        # What is not as usual, breaks a rule or is at a limit is left to the ways that know all cases.
+        for taken in range(self.bounds.max_streams - len(streams)):
+            start = at + heads_bytes
+            if start > most:
+                break
+            begin, stream_id, block, word, flags, same_id = unpack(data, at)
+            end = start + (word >> 8)
+            head = seen.get(block)
+            if (
+                head is None
+                or not head.is_plain
+                or stream_id <= self._last_id
+                or stream_id != same_id
+                or flags != END_STREAM
+                or word & _NOT_SMALL_DATA
+                or end > most
+                or begin != lead
+                or not stream_id & 1
+                or owed + end - start > may_owe
+                or sender.queued_bytes > MAX_QUEUED_BYTES
+            ):
+                break
+            self._last_id = stream_id
+            owed += end - start
+            streams[stream_id] = stream = Stream(stream_id, sender.initial_window, -1, False)
+            open(stream, head, data[start:end])
+            at = end
+        return at
+
     def _on_block(self, stream_id: int, flags: int, block: bytes) -> None:
         head = self._seen.get(block)
         if head is None:
@@ -196,7 +247,7 @@ class Connection(FrameReader):
             return
         stream = Stream(stream_id, self.sender.initial_window, head.length, not end)
         self.streams[stream_id] = stream
-        self._open(stream, head, end)
+        self._open(stream, head, b"" if end else None)
 
     def _more_headers(self, stream: Stream, head: Head, end: bool) -> None:
         if not stream.is_remote_open:

@@ -35,13 +35,15 @@ class Head:
     `mapping` joins fields of the same name, ``cookie`` with ``; `` and the others with ``,``, as gRPC and HTTP say.
     """
 
-    __slots__ = ("fields", "kind", "length", "mapping", "memo")
+    __slots__ = ("fields", "is_plain", "kind", "length", "mapping", "memo")
 
     def __init__(self, fields: Fields) -> None:
         self.fields = fields
         self.kind = 0
         self.length = -1
         """Of ``content-length``; -1 where there is none."""
+        self.is_plain = False
+        """Whether it was checked to be a request's, and does not tell how long the body is."""
         self.memo: Any = None
         """The receiver's own."""
         self.mapping: dict[bytes, bytes] = {}
@@ -78,6 +80,7 @@ class Head:
                 raise _malformed(f"no {name.decode()}")
         self._read_length()
         self.kind = kind
+        self.is_plain = kind == REQUEST and self.length < 0
 
     def _read_length(self) -> None:
         text = self.mapping.get(b"content-length")

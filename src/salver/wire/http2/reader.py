@@ -45,6 +45,7 @@ class FrameReader(abc.ABC):
         self.bounds = bounds
         self.floods = Floods()
         self._rest = b""
+        self._is_server = is_server
         self._is_expecting_preface = is_server
         self._is_unusual = True  # the next frame must be SETTINGS, or CONTINUATION
         self._is_expecting_settings = True
@@ -63,6 +64,15 @@ class FrameReader(abc.ABC):
     @abc.abstractmethod
     def _deliver(self, stream: Stream, data: Data, end: bool) -> None:
         """A piece of a body."""
+
+    @abc.abstractmethod
+    def _on_requests(self, data: bytes, at: int, length: int) -> int:
+        """A server's: HEADERS with ``length`` bytes begin at ``at``, as requests mostly do. Takes the requests that lie
+        there whole, one behind the other.
+
+        Returns:
+            Where the first frame begins that was not taken; ``at`` for none.
+        """
 
     @abc.abstractmethod
     def _on_block(self, stream_id: int, flags: int, block: bytes) -> None:
@@ -122,7 +132,10 @@ class FrameReader(abc.ABC):
                 is_most = length >= _VIEW_BYTES and length * 2 > size
                 self._on_data(stream_id, flags, memoryview(data)[start:at] if is_most else data[start:at])
             elif kind == HEADERS:
-                if flags & _UNUSUAL == END_HEADERS:
+                begin = start - HEAD_BYTES
+                if flags == END_HEADERS and self._is_server and (end := self._on_requests(data, begin, length)) > begin:
+                    at = end
+                elif flags & _UNUSUAL == END_HEADERS:
                     self._on_block(stream_id, flags, data[start:at])
                 else:
                     self._on_odd_headers(stream_id, flags, data[start:at])

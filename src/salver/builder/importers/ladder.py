@@ -1,5 +1,5 @@
-"""What importers of Keras, SavedModel and TensorFlow Lite have in common: a ladder of routes to ONNX, and the model in
-its own format where none leads there."""
+"""What importers of several frameworks have in common: a ladder of routes to ONNX, and the model in its own format
+where none leads there."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 import msgspec
 import onnx
 
-from salver.backends import open_session
 from salver.builder.importers.base import Imported
+from salver.builder.importers.native import finish_native
 from salver.builder.importers.onnx_batch import Leading, read_leading
 from salver.builder.importers.onnx_finish import Draft, finish
-from salver.builder.importers.parity import Run, batch_sizes_for, certify
+from salver.builder.importers.parity import Run
 from salver.builder.importers.probes import Probe, fit_rows, from_data, limit_rows, synthetic
 from salver.core.dataset import Dataset
 from salver.core.errors import CorruptArtifact, ParityFailed, Unimplemented
-from salver.core.model import Blob, Model, Step, digest_bytes, digest_file
+from salver.core.model import Model, Step, digest_bytes, digest_file
 from salver.core.tensors import Signature
 from salver.datasets import bind
 from salver.evaluation.runner import fit_run
@@ -52,39 +52,7 @@ def climb(rungs: Sequence[Rung], draft: Draft, native: Model) -> Imported:
             reasons.append(f"{rung.name} failed: {error}")
             continue
         return msgspec.structs.replace(made, native=native)
-    return keep(native, draft, f"no route to ONNX keeps its answers ({'; '.join(reasons)})")
-
-
-def keep(native: Model, draft: Draft, why: str) -> Imported:
-    """The model in its own format, certified as its own backend runs it.
-
-    Args:
-        why: it does not become an ONNX graph, for the user.
-    """
-    step = Step(
-        action="import",
-        name=draft.importer,
-        input_digest=draft.lineage[-1].output_digest,
-        output_digest=native.blobs[0].digest,
-        config=draft.options.to_data(),
-        tools=dict(draft.tools),
-    )
-    note = f"runs in its own framework, in format '{native.format}', and is not optimized: {why}"
-    model = msgspec.structs.replace(native, lineage=(*draft.lineage, step), notes=(*draft.notes, note))
-    leading = draft.leading
-    sizes = batch_sizes_for(draft.probe.rows, leading.fixed) if leading.batched else (0,)
-    with open_session(model) as session:
-        parity = certify(
-            draft.original,
-            session.run,
-            draft.probe,
-            sizes,
-            described=draft.described,
-            specs=model.signature.outputs,
-            tolerance=draft.options.tolerance,
-            original_size=leading.fixed,
-        )
-    return Imported(model=model, parity=parity, native=model)
+    return finish_native(native, draft, f"no route to ONNX keeps its answers ({'; '.join(reasons)})")
 
 
 def leading_of(signature: Signature) -> Leading:
@@ -118,11 +86,6 @@ def source_step(name: str, files: Mapping[str, Path]) -> Step:
         return Step(action="source", name=name, output_digest=next(iter(digests.values())))
     listed = "\n".join(f"{key} {digest}" for key, digest in digests.items())
     return Step(action="source", name=name, output_digest=digest_bytes(listed.encode()))
-
-
-def native_model(format: str, signature: Signature, files: Mapping[str, Path]) -> Model:
-    """A model in its framework's own format, of files that lie in the workdir."""
-    return Model(format=format, signature=signature, blobs=tuple(Blob.of(path, name) for name, path in files.items()))
 
 
 def copy_files(source: Path, names: Sequence[str], target: Path) -> dict[str, Path]:
