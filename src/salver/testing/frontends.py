@@ -210,7 +210,7 @@ def invoke(
     methods = {method.path: method for method in frontend.methods()}
     method = methods[path]
     catcher = CallCatcher(peer)
-    call = Call(catcher, path.encode(), {}, deadline_s, perf_counter())
+    call = Call(catcher, path.encode(), {}, deadline_s, perf_counter(), catcher.peer)
     if not method.streaming:
         call.message = message
     call.attempt(method.handle, call)

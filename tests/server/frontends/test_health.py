@@ -28,7 +28,7 @@ def check(frontend, service=""):
 
 def watch(frontend, service):
     caught = CallCatcher()
-    call = Call(caught, b"Watch", {}, None, time.perf_counter())
+    call = Call(caught, b"Watch", {}, None, time.perf_counter(), caught.peer)
     method = next(m for m in frontend.methods() if m.path == f"{PREFIX}Watch")
     call.attempt(method.handle, call)
     call.attempt(call.on_message, pb.HealthCheckRequest(service=service).SerializeToString())

@@ -59,7 +59,7 @@ class Stream:
     def __init__(self, frontend):
         self.caught = CallCatcher()
         method = next(m for m in frontend.methods() if m.path == f"{PREFIX}ModelStreamInfer")
-        self.call = Call(self.caught, method.path.encode(), {}, None, time.perf_counter())
+        self.call = Call(self.caught, method.path.encode(), {}, None, time.perf_counter(), self.caught.peer)
         self.call.attempt(method.handle, self.call)
 
     def send(self, message):

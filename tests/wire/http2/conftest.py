@@ -67,10 +67,12 @@ class Side:
         self.logs: dict[int, Log] = {}
         self.machine = Connection(Bounds(**bounds), self._open if is_server else None)
 
-    def _open(self, stream: Stream, head: Head, end: bool) -> None:
+    def _open(self, stream: Stream, head: Head, body: bytes | None) -> None:
         log = Log()
         log.head = head
-        log.ended = end
+        if body:
+            log.on_data(stream, body, True)
+        log.ended = body is not None
         self.streams[stream.id] = stream
         self.logs[stream.id] = log
         stream.receiver = log

@@ -70,6 +70,24 @@ class TestRequests:
         server.hear(wire.headers(1, end=True), wire.headers(3, end=True))
         assert server.logs[1].head is server.logs[3].head
 
+    def test_many_come_in_one_read(self, server, wire):
+        server.hear(*(wire.headers(i) + wire.data(i, b"%d" % i, end=True) for i in range(1, 40, 2)))
+        assert {i: log.pieces for i, log in server.logs.items()} == {i: [(b"%d" % i, True)] for i in range(1, 40, 2)}
+        assert server.machine.floods.useful == 40
+
+    def test_many_in_one_read_are_no_more_than_allowed(self, greet, wire):
+        side = greet(max_streams=3)
+        side.hear(*(wire.headers(i) + wire.data(i, b"x", end=True) for i in range(1, 11, 2)))
+        assert list(side.logs) == [1, 3, 5]
+        assert [(kind, i) for kind, _, i, _ in side.frames()] == [("RST_STREAM", 7), ("RST_STREAM", 9)]
+
+    def test_window_of_many_in_one_read_is_given_back(self, greet, wire):
+        side = greet(window_bytes=65_535)
+        side.hear(*(wire.headers(i) + wire.data(i, bytes(4000), end=True) for i in range(1, 41, 2)))
+        given = [int.from_bytes(payload) for kind, _, _, payload in side.frames() if kind == "WINDOW_UPDATE"]
+        assert len(side.logs) == 20
+        assert sum(given) == 72_000  # the last two are not half of it
+
     def test_padding_and_priority_are_left_aside(self, server, wire):
         padded = bytes((3,)) + bytes(4) + b"\x10" + wire.BLOCK + bytes(3)
         flags = f.END_HEADERS | f.PADDED | f.HAS_PRIORITY

@@ -79,6 +79,50 @@ def test_any_frames_in_any_pieces(wire: Any, sent: list[bytes], places: list[int
     assert (whole.machine.fault is None) == (pieces.machine.fault is None)
 
 
+@st.composite
+def requests(draw: Any) -> list[bytes]:
+    """Frames of a request as most are, HEADERS and DATA; now and then something about it is not as usual."""
+    seldom = st.sampled_from([True, False, False, False, False, False])
+    stream = draw(st.integers(0, 12)) * 2 + 1
+    block = draw(st.sampled_from([BLOCK, BLOCK, BLOCK, SIZED, BAD]))
+    opened, ended, other = f.END_HEADERS, f.END_STREAM, stream
+    if draw(seldom):
+        opened = draw(st.sampled_from([0, 0x1, 0x5, 0xC, 0x24]))
+    if draw(seldom):
+        ended = draw(st.sampled_from([0, 0x8, 0x9]))
+    if draw(seldom):
+        other = draw(st.sampled_from([0, 2, stream + 2, stream | 1 << 31]))
+    kind = draw(st.sampled_from([f.DATA] * 8 + [f.HEADERS, f.PING]))
+    body = bytes(draw(st.sampled_from([0, 4, 4, 4, 300, 4095, 4096, 20_000])))
+    return [f.frame(f.HEADERS, opened, stream, block), f.frame(kind, ended, other, body)]
+
+
+SIZED = encode_block([(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/x"), (b"content-length", b"4")])
+BAD = encode_block([(b":method", b"POST"), (b":scheme", b"http")])
+
+
+@settings(max_examples=120, deadline=None)
+@given(sent=st.lists(requests(), max_size=12), most=st.integers(1, 12), is_rising=st.booleans())
+def test_requests_that_come_together(wire: Any, sent: list[list[bytes]], most: int, is_rising: bool) -> None:
+    """Requests that come in one read are what they are when each of their frames comes alone; and so is what the
+    machine says to them."""
+    if is_rising:
+        sent.sort(key=lambda frames: frames[0][5:9])
+    together, alone = (wire.Side(max_streams=most, stream_window_bytes=65_535, window_bytes=65_535) for _ in range(2))
+    frames = [frame for request in sent for frame in request]
+    together.hear(PREFACE, wire.SETTINGS, b"".join(frames))
+    alone.hear(PREFACE, wire.SETTINGS)
+    for frame in frames:
+        alone.hear(frame)
+    assert {i: (log.data, log.ended, log.heads, log.reset) for i, log in together.logs.items()} == {
+        i: (log.data, log.ended, log.heads, log.reset) for i, log in alone.logs.items()
+    }
+    assert together.take() == alone.take()
+    assert together.machine.streams.keys() == alone.machine.streams.keys()
+    assert together.machine.floods.useful == alone.machine.floods.useful
+    assert together.machine.floods.refused == alone.machine.floods.refused
+
+
 @settings(max_examples=100, deadline=None)
 @given(data=st.binary(max_size=300), is_greeted=st.booleans())
 def test_any_bytes(wire: Any, data: bytes, is_greeted: bool) -> None:

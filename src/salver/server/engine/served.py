@@ -35,6 +35,7 @@ _JOIN_S: Final = 0.2
 _TICK_S: Final = 0.001  # the resolution of the event loop's timers
 
 _LOG = logging.getLogger(__name__)
+_UNANSWERED: Final = "a frontend failed to answer a request"
 _PLAIN = ModelConfig()
 _EMPTY = Signature(inputs=(), outputs=())
 
@@ -293,7 +294,10 @@ class LoadedModel(Servable):
         started_s, compute_s, rows = batch.started_s, ran.compute_s, batch.rows
         for request, outputs in zip(batch.requests, ran.answers, strict=False):
             if request.state == DONE:
-                _call(request, outputs, Timing(started_s - request.arrived_s, compute_s, rows))
+                try:
+                    request.done(outputs, Timing(started_s - request.arrived_s, compute_s, rows))
+                except Exception:  # noqa: BLE001  # the request boundary: one's failure must not cost others theirs
+                    _LOG.exception(_UNANSWERED)
         if self._slo_s and ran.answers:
             self._scheduler.answered(batch, monotonic() - ended_s + self._lag_s)
 
@@ -302,7 +306,10 @@ class LoadedModel(Servable):
             if request.state == DONE:
                 if error.reason:  # else its run failed
                     self._metrics.record_refused(self, error.code, error.reason)
-                _call(request, error, None)
+                try:
+                    request.done(error, None)
+                except Exception:  # noqa: BLE001  # as above
+                    _LOG.exception(_UNANSWERED)
 
     def _wake_at(self, at_s: float, now: float) -> None:
         """Ask again when the next deadline passes, even if nothing else happens."""
@@ -316,14 +323,6 @@ class LoadedModel(Servable):
     def _on_timer(self) -> None:
         self._timer = None
         self._kick()
-
-
-def _call(request: InferRequest, result: Any, timing: Timing | None) -> None:
-    """Answer one request; its frontend's failure must not cost the others theirs."""
-    try:
-        request.done(result, timing)
-    except Exception:  # noqa: BLE001  # the request boundary
-        _LOG.exception("a frontend failed to answer a request")
 
 
 def _scheduler(

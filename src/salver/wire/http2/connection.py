@@ -12,6 +12,7 @@ from salver.wire.http2 import frames
 from salver.wire.http2._hpack import HeaderDecoder
 from salver.wire.http2.frames import (
     ACK,
+    BEFORE_ID,
     END_STREAM,
     HEAD_BYTES,
     MAX_WINDOW,
@@ -39,7 +40,7 @@ from salver.wire.http2.settings import (
 from salver.wire.http2.stream import Data, Receiver, Stream
 
 Open = Callable[[Stream, Head, bytes | None], None]
-"""A server's: a request began; sets the stream's receiver. Its body, where all of it is there; None where more comes."""
+"""A server's: a request began; sets the stream's receiver. Its body, where all of it is there, else None."""
 
 MAX_QUEUED_BYTES: Final = 64 << 20
 """Of answers that the peer gives no window for; with more, new streams are refused."""
@@ -53,7 +54,7 @@ _NOT_SMALL_DATA: Final = ~(0xFFF << 8)
 def _unpack_request(length: int) -> Callable[[bytes, int], tuple[bytes, int, bytes, int, int, int]]:
     """Reads the heads of HEADERS, ``length`` bytes, and of the frame behind them. Streams with the reserved bit set are
     negative."""
-    return struct.Struct(f">5si{length}sIBi").unpack_from
+    return struct.Struct(f">{BEFORE_ID}si{length}sIBi").unpack_from
 
 
 class Connection(FrameReader):
@@ -169,19 +170,18 @@ class Connection(FrameReader):
         sender, streams, seen, open = self.sender, self.streams, self._seen, self._open
         if open is None or self._drain_step == 2:
             return at
-        lead = data[at : at + 5]
+        lead = data[at : at + BEFORE_ID]
         unpack = _unpack_request(length)
         heads_bytes = length + 2 * HEAD_BYTES
-        most = len(data)
-        owed = self._owed
-        may_owe = self.bounds.window_bytes // 2
+        size = len(data)
+        owed, may_owe = self._owed, self.bounds.window_bytes // 2
+        most = self.bounds.max_streams
+        taken = 0
         # What is not as usual, breaks a rule or is at a limit is left to the ways that know all cases.
-        for taken in range(self.bounds.max_streams - len(streams)):
-            start = at + heads_bytes
-            if start > most:
-                break
+        while (start := at + heads_bytes) <= size and len(streams) < most:
             begin, stream_id, block, word, flags, same_id = unpack(data, at)
             end = start + (word >> 8)
+            due = owed + (word >> 8)
             head = seen.get(block)
             if (
                 head is None
@@ -190,18 +190,21 @@ class Connection(FrameReader):
                 or stream_id != same_id
                 or flags != END_STREAM
                 or word & _NOT_SMALL_DATA
-                or end > most
+                or end > size
                 or begin != lead
                 or not stream_id & 1
-                or owed + end - start > may_owe
+                or due > may_owe
                 or sender.queued_bytes > MAX_QUEUED_BYTES
             ):
                 break
             self._last_id = stream_id
-            owed += end - start
+            owed = due
             streams[stream_id] = stream = Stream(stream_id, sender.initial_window, -1, False)
+            taken += 2
             open(stream, head, data[start:end])
             at = end
+        self._owed = owed
+        self.floods.useful += taken
         return at
 
     def _on_block(self, stream_id: int, flags: int, block: bytes) -> None:

@@ -29,6 +29,8 @@ PADDED: Final = 0x8
 HAS_PRIORITY: Final = 0x20
 
 HEAD_BYTES: Final = 9
+BEFORE_ID: Final = 5
+"""Bytes of a frame's head before its stream."""
 MAX_WINDOW: Final = (1 << 31) - 1
 DEFAULT_WINDOW: Final = 65_535
 MIN_FRAME_BYTES: Final = 16_384

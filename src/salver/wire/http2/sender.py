@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from collections.abc import Iterable
+from typing import Final
 
 from salver.wire.http2.frames import (
+    BEFORE_ID,
     DATA,
     DEFAULT_WINDOW,
     END_HEADERS,
@@ -21,6 +22,8 @@ from salver.wire.http2.frames import (
 )
 from salver.wire.http2.stream import Data, Stream
 
+_MAX_SIZES: Final = 256
+
 
 class Envelope:
     """Headers and trailers that many answers share, as frames around a body.
@@ -29,22 +32,26 @@ class Envelope:
         headers, trailers: header blocks.
     """
 
-    __slots__ = ("_close", "_open", "headers", "trailers")
+    __slots__ = ("_close", "_middles", "_open", "headers", "trailers")
 
     def __init__(self, headers: bytes, trailers: bytes) -> None:
         self.headers = headers
         self.trailers = trailers
-        self._open = struct.Struct(f">IBI{len(headers)}sIBI").pack
-        self._close = struct.Struct(f">IBI{len(trailers)}s").pack
+        self._open = pack_head(len(headers) << 8 | HEADERS, END_HEADERS, 0)[:BEFORE_ID]
+        self._close = pack_head(len(trailers) << 8 | HEADERS, END_HEADERS | END_STREAM, 0)[:BEFORE_ID]
+        self._middles: dict[int, bytes] = {}
 
     def wrap(self, id: int, data: bytes) -> bytes:
         """The frames of a whole answer."""
-        headers, trailers = self.headers, self.trailers
-        return (
-            self._open(len(headers) << 8 | HEADERS, END_HEADERS, id, headers, len(data) << 8 | DATA, 0, id)
-            + data
-            + self._close(len(trailers) << 8 | HEADERS, END_HEADERS | END_STREAM, id, trailers)
-        )
+        middle = self._middles.get(len(data)) or self._make_middle(len(data))
+        number = id.to_bytes(4)
+        return b"".join((self._open, number, middle, number, data, self._close, number, self.trailers))
+
+    def _make_middle(self, size: int) -> bytes:
+        if len(self._middles) >= _MAX_SIZES:
+            self._middles.clear()
+        middle = self._middles[size] = self.headers + pack_head(size << 8 | DATA, 0, 0)[:BEFORE_ID]
+        return middle
 
 
 class Sender:
@@ -118,7 +125,6 @@ class Sender:
             and stream.queue is None
         ):
             self.window -= size
-            stream.send_window -= size
             stream.is_local_open = False
             self.out.append(envelope.wrap(stream.id, data))
             return True

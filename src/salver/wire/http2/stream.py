@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 if TYPE_CHECKING:
     from salver.wire.http2.headers import Head
 
@@ -27,42 +29,31 @@ class Receiver(Protocol):
         """What was queued for the peer has been written."""
 
 
-class Stream:
-    """One request and its answer. Plain slots: one is made for every request.
+class Stream(msgspec.Struct, eq=False):
+    """One request and its answer. A struct: one is made for every request.
 
     Args:
         id: its number.
         send_window: bytes that may be sent.
         expected: bytes of the body that are to come, by ``content-length``; -1 where that is not known.
         is_remote_open: whether the peer may send more.
+        is_local_open: whether this side may.
+        receiver: who reads it.
+        owed: bytes that came and were not given back as window.
+        held: whether window is given back only when the receiver has room again.
+        queue: what waits for a window.
+        queued_bytes: of that.
+        final: what ends the stream after the queue: trailers, or nothing but the flag.
     """
 
-    __slots__ = (
-        "expected",
-        "final",
-        "held",
-        "id",
-        "is_local_open",
-        "is_remote_open",
-        "owed",
-        "queue",
-        "queued_bytes",
-        "receiver",
-        "send_window",
-    )
-
-    def __init__(self, id: int, send_window: int, expected: int, is_remote_open: bool) -> None:
-        self.id = id
-        self.send_window = send_window
-        self.expected = expected
-        self.is_remote_open = is_remote_open
-        self.is_local_open = True
-        self.receiver: Receiver | None = None
-        self.owed = 0
-        """Bytes that came and were not given back as window."""
-        self.held = False
-        """Whether window is given back only when the receiver has room again."""
-        self.queue: deque[Data] | None = None
-        self.queued_bytes = 0
-        self.final: bytes | None = None
-        """What ends the stream after the queue: trailers, or nothing but the flag."""
+    id: int
+    send_window: int
+    expected: int
+    is_remote_open: bool
+    is_local_open: bool = True
+    receiver: Receiver | None = None
+    owed: int = 0
+    held: bool = False
+    queue: deque[Data] | None = None
+    queued_bytes: int = 0
+    final: bytes | None = None

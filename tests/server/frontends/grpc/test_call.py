@@ -10,7 +10,7 @@ from salver.testing.frontends import CallCatcher
 def test_what_comes_after_the_status_is_dropped():
     for end in (Call.finish, lambda call: call.respond(b"1"), lambda call: call.fail(InvalidArgument("no"))):
         catcher = CallCatcher()
-        call = Call(catcher, b"/a.B/C", {}, None, 0.0)
+        call = Call(catcher, b"/a.B/C", {}, None, 0.0, catcher.peer)
         end(call)
         code, error, messages = call.code, catcher.error, list(catcher.messages)
         call.send(b"2")

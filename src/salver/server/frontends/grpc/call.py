@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Final, Protocol, TypeVar
 
+import msgspec
+
 from salver.core.errors import Internal, SalverError
 from salver.server.frontends.access import Peer
 
@@ -16,8 +18,6 @@ _LOG: Final = logging.getLogger(__name__)
 class CallWriter(Protocol):
     """The side of a connection that a call answers to."""
 
-    peer: Peer
-
     def send(self, call: Call, message: bytes) -> None:
         """Write one response message of a call."""
 
@@ -25,8 +25,8 @@ class CallWriter(Protocol):
         """Write the status, OK where there is no error, and end the call."""
 
 
-class Call:
-    """One call and its answer. Plain slots: one is made for every request.
+class Call(msgspec.Struct, eq=False):
+    """One call and its answer. A struct: one is made for every request.
 
     A unary handler finds the request in `message` and calls `respond` or `fail` once, now or later. A streaming handler
     is called as soon as the call opens: it sets `on_message` and `on_end`, calls `send` as often as it likes, and
@@ -38,71 +38,50 @@ class Call:
         metadata: the request's header fields by lower-case name, pseudo-fields included. Shared: read only.
         deadline_s: `time.monotonic()` at which the client stops waiting (``grpc-timeout``); None for never.
         started_s: `time.perf_counter()` when the request was complete, or the stream opened.
+        peer: the client.
+        message: the request of a unary call.
+        cancel: what to call when the client goes away or its deadline passes; set by the handler.
+        code: ``OK`` or the error's canonical code, once there is a status.
     """
 
-    __slots__ = (
-        "_writer",
-        "cancel",
-        "code",
-        "deadline_s",
-        "message",
-        "metadata",
-        "on_end",
-        "on_message",
-        "path",
-        "peer",
-        "started_s",
-    )
-
-    def __init__(
-        self,
-        writer: CallWriter,
-        path: bytes,
-        metadata: dict[bytes, bytes],
-        deadline_s: float | None,
-        started_s: float,
-    ) -> None:
-        self._writer = writer
-        self.peer = writer.peer
-        """The client."""
-        self.path = path
-        self.metadata = metadata
-        self.deadline_s = deadline_s
-        self.started_s = started_s
-        self.message = b""
-        self.cancel: Callable[[], None] | None = None
-        """What to call when the client goes away or its deadline passes; set by the handler."""
-        self.on_message: Callable[[bytes], None] | None = None
-        self.on_end: Callable[[], None] | None = None
-        self.code = ""
-        """``OK`` or the error's canonical code, once there is a status."""
+    writer: CallWriter
+    path: bytes
+    metadata: dict[bytes, bytes]
+    deadline_s: float | None
+    started_s: float
+    peer: Peer
+    message: bytes = b""
+    cancel: Callable[[], None] | None = None
+    on_message: Callable[[bytes], None] | None = None
+    on_end: Callable[[], None] | None = None
+    code: str = ""
 
     def respond(self, message: bytes) -> None:
         """Give the only response, with status OK. The first answer counts; a later one is dropped."""
         if not self.code:
             self.code = "OK"
             self.cancel = None
-            self._writer.send(self, message)
-            self._writer.finish(self, None)
+            self.writer.send(self, message)
+            self.writer.finish(self, None)
 
     def send(self, message: bytes) -> None:
         """Give one of several responses; dropped once there is a status."""
         if not self.code:
-            self._writer.send(self, message)
+            self.writer.send(self, message)
 
     def finish(self) -> None:
         """End a streaming call with status OK."""
         if not self.code:
             self.code = "OK"
             self.cancel = None
-            self._writer.finish(self, None)
+            self.writer.finish(self, None)
 
     def fail(self, error: SalverError) -> None:
         """End with an error."""
         if not self.code:
             self.code = error.code.value
             self.cancel = None
-            self._writer.finish(self, error)
+            self.writer.finish(self, error)
 
     def attempt(self, step: Callable[[Argument], None], argument: Argument) -> None:
         """Run a step of answering: the boundary at which any error becomes the status. A defect is logged with its

@@ -50,7 +50,18 @@ class _UnknownCoding(Unimplemented):
 class Plan:
     """What the header list of a call decides; kept with it."""
 
-    __slots__ = ("answer_coding", "coding", "error", "is_open", "metadata", "method", "path", "timeout_s")
+    __slots__ = (
+        "answer_coding",
+        "coding",
+        "error",
+        "is_open",
+        "is_plain",
+        "max_bytes",
+        "metadata",
+        "method",
+        "path",
+        "timeout_s",
+    )
 
     def __init__(self, head: Head, connection: Http2Connection) -> None:
         self.metadata = head.mapping
@@ -68,6 +79,9 @@ class Plan:
             self._check(connection.guard)
         except SalverError as error:
             self.error = error.with_traceback(None)  # kept; its frames must not be
+        self.max_bytes = connection.limits.max_body_bytes
+        self.is_plain = self.is_open and self.error is None and self.timeout_s is None and not self.method.streaming
+        """Whether nothing is to be done when the call opens."""
 
     def _check(self, guard: Guard) -> None:
         host = self.metadata.get(b":authority")
@@ -84,25 +98,28 @@ class Plan:
             )
 
 
-class StreamCall(Call):
-    """A call and the stream that carries it; its handler gets one message."""
+class StreamCall(Call, eq=False, kw_only=True):
+    """A call and the stream that carries it; its handler gets one message.
 
-    __slots__ = ("_connection", "_incoming", "_is_begun", "_plan", "stream")
+    Args:
+        connection, stream: which carry it.
+        plan: what its header list decides.
+        incoming: what came of a message that did not come at once.
+        is_begun: whether the headers of the answer were sent.
+    """
 
-    def __init__(self, connection: Http2Connection, stream: Stream, plan: Plan) -> None:
-        timeout_s = plan.timeout_s
-        deadline_s = None if timeout_s is None else monotonic() + timeout_s
-        super().__init__(connection, plan.path, plan.metadata, deadline_s, 0.0)
-        self.stream = stream
-        self._connection = connection
-        self._plan = plan
-        self._incoming: _Incoming | None = None
-        self._is_begun = False
+    connection: Http2Connection
+    stream: Stream
+    plan: Plan
+    incoming: _Incoming | None = None
+    is_begun: bool = False
 
     def open(self) -> None:
         """Refuse the call, or wait for its message."""
-        plan = self._plan
-        connection = self._connection
+        plan = self.plan
+        connection = self.connection
+        if plan.timeout_s is not None:
+            self.deadline_s = monotonic() + plan.timeout_s
         error = plan.error
         if error is None and not plan.is_open:
             try:
@@ -120,16 +137,13 @@ class StreamCall(Call):
         """A piece of the request."""
         if self.code:
             return
-        if end and self._incoming is None:
+        if end and self.incoming is None:
             size = len(data) - PREFIX_BYTES
-            if (
-                0 <= size <= self._connection.limits.max_body_bytes
-                and not data[0]
-                and size == int.from_bytes(data[1:PREFIX_BYTES])
-            ):
+            # Not compressed is a flag of 0, so that flag and length are as one number.
+            if 0 <= size <= self.plan.max_bytes and data[:PREFIX_BYTES] == size.to_bytes(PREFIX_BYTES):
                 self.message = bytes(data[PREFIX_BYTES:])
                 self.started_s = perf_counter()
-                self.attempt(self._plan.method.handle, self)
+                self.attempt(self.plan.method.handle, self)
                 return
         self.attempt(partial(self._take, end), data)
 
@@ -151,38 +165,38 @@ class StreamCall(Call):
         self._account(incoming)
         self.message = message
         self.started_s = perf_counter()
-        self._plan.method.handle(self)
+        self.plan.method.handle(self)
 
     def _receive(self, data: Data) -> _Incoming:
-        if self._incoming is None:
-            self._incoming = _Incoming(self._plan, self._connection)
-        incoming = self._incoming
+        if self.incoming is None:
+            self.incoming = _Incoming(self.plan, self.connection)
+        incoming = self.incoming
         incoming.reader.feed(data)
         self._account(incoming)
-        self._connection.check_intake()
+        self.connection.check_intake()
         return incoming
 
     def _account(self, incoming: _Incoming) -> None:
         """Keep book of what incomplete messages hold."""
         size = incoming.reader.size
-        self._connection.hold(size - incoming.held_bytes)
+        self.connection.hold(size - incoming.held_bytes)
         incoming.held_bytes = size
 
     def _forget(self) -> None:
-        if self._incoming is not None:
-            self._connection.hold(-self._incoming.held_bytes)
-            self._incoming = None
+        if self.incoming is not None:
+            self.connection.hold(-self.incoming.held_bytes)
+            self.incoming = None
 
     def check(self, now_s: float, patience_s: float) -> None:
         """Cut off a client that sends its message too slowly. Called about once a second."""
         if self.started_s or self.code:
             return
-        if self._incoming is None:
-            self._incoming = _Incoming(self._plan, self._connection)
-        if not self._incoming.since_s:
-            self._incoming.since_s = now_s
-        elif now_s - self._incoming.since_s > patience_s + self._incoming.held_bytes / MIN_BODY_BYTES_S:
-            self._connection.limit_hit("idle_timeout_s")
+        if self.incoming is None:
+            self.incoming = _Incoming(self.plan, self.connection)
+        if not self.incoming.since_s:
+            self.incoming.since_s = now_s
+        elif now_s - self.incoming.since_s > patience_s + self.incoming.held_bytes / MIN_BODY_BYTES_S:
+            self.connection.limit_hit("idle_timeout_s")
             self.fail(DeadlineExceeded(f"the message did not arrive in time (idle_timeout_s is {patience_s:g})"))
 
     # The answer
@@ -192,9 +206,10 @@ class StreamCall(Call):
         if not self.code:
             self.code = "OK"
             self.cancel = None
-            connection = self._connection
-            if len(message) < MIN_COMPRESS_BYTES:
-                connection.machine.send_answer(self.stream, OK, b"\x00" + len(message).to_bytes(4) + message)
+            connection = self.connection
+            size = len(message)
+            if size < MIN_COMPRESS_BYTES:
+                connection.machine.send_answer(self.stream, OK, size.to_bytes(PREFIX_BYTES) + message)
             else:
                 self.put(message)
                 connection.machine.send_headers(self.stream, OK.trailers, True)
@@ -203,10 +218,10 @@ class StreamCall(Call):
     def put(self, message: bytes) -> None:
         """Send a message, after the headers where it is the first; compressed where the request was, it is large, and
         the client takes that."""
-        machine = self._connection.machine
-        coding = self._plan.answer_coding
-        if not self._is_begun:
-            self._is_begun = True
+        machine = self.connection.machine
+        coding = self.plan.answer_coding
+        if not self.is_begun:
+            self.is_begun = True
             machine.send_headers(self.stream, CODED_HEADERS[coding] if coding else OK.headers)
         if coding and len(message) >= MIN_COMPRESS_BYTES:
             machine.send_data(self.stream, frame_compressed(message, coding))
@@ -216,22 +231,22 @@ class StreamCall(Call):
             machine.send_data(self.stream, b"\x00" + len(message).to_bytes(4))
             machine.send_data(self.stream, message)
         if self.stream.queued_bytes > MAX_QUEUED_BYTES and not self.code:
-            self._connection.limit_hit("queued_bytes")
+            self.connection.limit_hit("queued_bytes")
             machine.reset(self.stream, ErrorCode.ENHANCE_YOUR_CALM)
             self.on_reset(self.stream, ErrorCode.ENHANCE_YOUR_CALM, "")
 
     def end(self, error: SalverError | None) -> None:
         """Send the status."""
         self._forget()
-        block = OK.trailers if self._is_begun else OK.headers + OK.trailers  # no message: one header list is all
+        block = OK.trailers if self.is_begun else OK.headers + OK.trailers  # no message: one header list is all
         if error is not None:
             if isinstance(error, TooLarge) and error.limit:
-                self._connection.limit_hit(error.limit)
+                self.connection.limit_hit(error.limit)
             trailers = error_trailers(error)
             if isinstance(error, _UnknownCoding):
                 trailers.append(ACCEPTED)
-            block = encode_block(trailers if self._is_begun else [*HEADERS, *trailers])
-        self._connection.machine.send_headers(self.stream, block, True)
+            block = encode_block(trailers if self.is_begun else [*HEADERS, *trailers])
+        self.connection.machine.send_headers(self.stream, block, True)
 
     # Ends
 

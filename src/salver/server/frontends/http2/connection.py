@@ -171,19 +171,22 @@ class Http2Connection(asyncio.Protocol):
 
     # Streams
 
-    def _open(self, stream: Stream, head: Head, end: bool) -> None:
+    def _open(self, stream: Stream, head: Head, body: bytes | None) -> None:
         plan = head.memo
         if plan is None:
             plan = head.memo = self._plan(head)
+        receiver: StreamCall | HttpStream
         if type(plan) is _grpc.Plan:
-            call = (StreamingCall if plan.method.streaming else StreamCall)(self, stream, plan)
-            stream.receiver = call
-            call.open()
-            if end:
-                call.on_data(stream, b"", True)
+            receiver = stream.receiver = (StreamingCall if plan.method.streaming else StreamCall)(
+                self, plan.path, plan.metadata, None, 0.0, self.peer, connection=self, stream=stream, plan=plan
+            )
+            if not plan.is_plain:
+                receiver.open()
         else:
-            exchange = stream.receiver = HttpStream(self, stream, plan)
-            exchange.open(end)
+            receiver = stream.receiver = HttpStream(self, stream, plan)
+            receiver.open(body == b"")
+        if body is not None:
+            receiver.on_data(stream, body, True)
 
     def _plan(self, head: Head) -> _grpc.Plan | _exchange.Plan:
         fields = head.mapping

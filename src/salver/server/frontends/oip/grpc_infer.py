@@ -29,6 +29,8 @@ _StreamResponse: Final = OIP.message("inference.ModelStreamInferResponse")
 _InferResponse: Final = OIP.message("inference.ModelInferResponse")
 _FINAL: Final = {"triton_final_response": {"bool_param": True}}
 _FINAL_BYTES: Final = _InferResponse(parameters=_FINAL).SerializeToString()
+_UNTOLD: Final = object()
+"""The revision of an engine that tells none: it equals no other, so that a model is found anew each time."""
 
 Argument = TypeVar("Argument")
 Send = Callable[[bytes], None]
@@ -89,8 +91,14 @@ class InferMethods:
         match = self._templates.match(message)
         if match is not None:
             template, id, shift = match
-            model = self._engine.find(template.name, template.version)
-            if template.model() is model:
+            model = template.model()
+            revision = self._engine.revision
+            if template.revision is not revision:
+                found = self._engine.find(template.name, template.version)
+                if found is not model:
+                    return self._read_slowly(message, call, started_s)
+                template.revision = revision or _UNTOLD
+            if model is not None:
                 try:
                     inputs = template.fill(message, shift)
                 except SalverError as error:

@@ -32,6 +32,8 @@ class _Slot(NamedTuple):
 
     Args:
         size, offset: of the elements in bytes, in a message without an id.
+        is_small: whether a slice is to be made of them, which is aligned, and sooner made than an array that is not is
+            found out. Elements that must be looked at are not small.
     """
 
     name: str
@@ -40,6 +42,7 @@ class _Slot(NamedTuple):
     shape: tuple[int, ...]
     size: int
     offset: int
+    is_small: bool
 
 
 class Template:
@@ -51,7 +54,20 @@ class Template:
         seams: what stands between the elements of two inputs, and where it ends, as the offsets of `slots`.
     """
 
-    __slots__ = ("body", "codec", "head", "lead", "model", "name", "plan", "seams", "slots", "version")
+    __slots__ = (
+        "_only",
+        "body",
+        "codec",
+        "head",
+        "lead",
+        "model",
+        "name",
+        "plan",
+        "revision",
+        "seams",
+        "slots",
+        "version",
+    )
 
     def __init__(
         self,
@@ -73,6 +89,10 @@ class Template:
         self.plan = plan
         self.codec = codec
         self.model = weakref.ref(model)
+        self.revision = object()
+        """The engine's when it was last asked for the model."""
+        only = slots[0]
+        self._only = only if len(slots) == 1 and only.is_small else None
 
     def fill(self, message: bytes, shift: int) -> dict[str, Array] | None:
         """The inputs of a message that begins as this template does; None where it goes on otherwise.
@@ -83,17 +103,20 @@ class Template:
         Raises:
             InvalidArgument: elements that no tensor of the datatype may have.
         """
+        only = self._only
+        if only is not None:
+            return {only.name: np.ndarray(only.shape, only.dtype, message[only.offset + shift :])}
         inputs: dict[str, Array] = {}
         for seam, end in self.seams:
             if not message.startswith(seam, end + shift - len(seam)):
                 return None
-        for name, datatype, dtype, shape, size, offset in self.slots:
+        for name, datatype, dtype, shape, size, offset, is_small in self.slots:
             offset += shift
             array: Array
-            if size > _SMALL_BYTES or datatype == "BOOL":
-                array = from_bytes(message, offset, size, datatype, list(shape), f"input '{name}'")
-            else:  # a slice is aligned, and sooner made than an array that is not is found out
+            if is_small:
                 array = np.ndarray(shape, dtype, message[offset : offset + size])
+            else:
+                array = from_bytes(message, offset, size, datatype, list(shape), f"input '{name}'")
             inputs[name] = array
         return inputs
 
@@ -201,6 +224,7 @@ def _make(
             array.shape,
             array.nbytes,
             begin - shift,
+            array.nbytes <= _SMALL_BYTES and datatypes[name] != "BOOL",
         )
         for (name, array), (_, _, begin, _) in zip(inputs.items(), raw, strict=True)
     )
