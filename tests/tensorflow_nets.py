@@ -15,7 +15,14 @@ NEEDED = "pip install 'salver[tensorflow]'"
 tf = pytest.importorskip("tensorflow", reason=NEEDED)
 pytest.importorskip("tf2onnx", reason=NEEDED)
 
+from salver.backends import open_session  # noqa: E402  # after the check for TensorFlow
 from salver.backends.tensorflow_graph import keras, quiet, save_keras, write_saved_model  # noqa: E402  # after the check for TensorFlow
+from salver.builder.exporters import Exported, export_model, find_exporter  # noqa: E402  # after the check for TensorFlow
+from salver.builder.importers import IMPORTERS, Imported, load_model  # noqa: E402  # after the check for TensorFlow
+from salver.core.dataset import Dataset  # noqa: E402  # after the check for TensorFlow
+from salver.datasets import open_dataset  # noqa: E402  # after the check for TensorFlow
+from salver.testing.exporters import ExporterConformance  # noqa: E402  # after the check for TensorFlow
+from salver.testing.importers import ImporterConformance  # noqa: E402  # after the check for TensorFlow
 
 CLASSES = 10
 
@@ -39,7 +46,7 @@ def cnn() -> Any:
     model = keras.Model(image, digit)
     model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
     with quiet():
-        model.fit(*digits(), epochs=6, batch_size=64, verbose=0)
+        model.fit(*digits(), epochs=3, batch_size=64, verbose=0)
     return model
 
 
@@ -146,3 +153,63 @@ def _tflite(precision: str) -> bytes:
         saved = save(cnn(), Path(folder) / "saved")
         rows = [{"image": digits()[0][i : i + 1]} for i in range(64)]
         return convert_to_tflite(saved, precision, iter(rows) if precision == "int8" else None)
+
+
+class KerasImports(ImporterConformance):
+    """Conformance of importers of the digits network, read once for all tests. A member gives ``source`` the scope of
+    its class."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def data(cls) -> Dataset:
+        """Digits."""
+        x, y = digits()
+        return open_dataset({"image": x[:40], "label": y[:40]})
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def workdir(cls, source: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """One folder for each source."""
+        return tmp_path_factory.mktemp(f"imported-{type(source).__name__}")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def imported(cls, source: Any, data: Dataset, workdir: Path) -> Imported:
+        """Read once."""
+        return IMPORTERS.get(cls.importer_name)().load(source, workdir, data, cls.options)
+
+
+class KerasExports(ExporterConformance):
+    """Conformance of exporters of the digits network, written once for all tests that only look at it."""
+
+    deterministic = False  # names and versions in the files are counted on
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def imported(cls, tmp_path_factory: pytest.TempPathFactory) -> Imported:
+        """The network."""
+        return load_model(cnn(), workdir=tmp_path_factory.mktemp("imported"))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def place(cls, imported: Imported, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """One folder for each model."""
+        return tmp_path_factory.mktemp(f"exported-{imported.model.format}")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def exported(cls, imported: Imported, place: Path) -> Exported:
+        """Written once."""
+        exporter = find_exporter(cls.exporter_name)
+        return export_model(imported, exporter, place / f"net{exporter.suffix}", options=cls.options)
+
+
+def check_export(source: Path, to: str, folder: Path) -> None:
+    """Import a file of the digits network and export it: the answers are those of the network."""
+    exporter = find_exporter(to)
+    imported = load_model(source, workdir=folder / "imported")
+    exported = export_model(imported, exporter, folder / f"made{exporter.suffix}")
+    x = digits()[0][:7]
+    with open_session(exported.model) as session:
+        (got,) = session.run({session.signature.inputs[0].name: x}).values()
+    np.testing.assert_allclose(got, cnn()(x), atol=1e-4)

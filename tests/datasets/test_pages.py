@@ -19,5 +19,7 @@ def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pyte
     shutil.copyfile(digits / "digits.onnx", tmp_path / "model.onnx")
     shutil.copyfile(digits / "val.npz", tmp_path / "val.npz")
     monkeypatch.chdir(tmp_path)
+    for name in sorted(set(re.findall(r"^(?:import|from) (\w+)", "\n".join(EXAMPLES[page]), re.MULTILINE))):
+        pytest.importorskip(name, reason=f"the example needs {name}: docs/extras.md tells which extra brings it")
     for block in EXAMPLES[page]:
         exec(block, {"__name__": "example"})

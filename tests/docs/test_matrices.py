@@ -6,6 +6,7 @@ import importlib.util
 import re
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,11 +56,16 @@ def test_a_crossing_is_proved_sized_and_timed(cells: dict[str, Any]) -> None:
         assert cell["sizes"].startswith("batch 1, 7, ")
 
 
+needs_keras = pytest.mark.skipif(find_spec("keras") is None, reason="pip install 'salver[tensorflow]'")
+
+
+@needs_keras
 def test_a_refusal_names_the_route_that_exists(cells: dict[str, Any]) -> None:
     assert cells["keras"]["outcome"] == "refused"
     assert "--to onnx" in cells["keras"]["reason"]
 
 
+@needs_keras
 def test_the_page_tells_each_cell(formats: ModuleType, cells: dict[str, Any]) -> None:
     failed = {"target": "onnx", "outcome": "failed", "reason": "it /broke/in/two | <here>"}
     page = formats.page({"digits.onnx": {**cells, "onnx": failed}, "later": {}}, "a CPU", "a runtime")

@@ -52,7 +52,9 @@ def predict(estimator: Any, table: Any) -> dict[str, Array]:
 
 
 def _classify(estimator: Any, table: Any) -> dict[str, Array]:
-    found = {LABEL: _text(_dense(estimator.predict(table)))}
+    labels = _dense(estimator.predict(table))
+    # CatBoost gives a column.
+    found = {LABEL: _text(labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels)}
     if hasattr(estimator, "predict_proba"):
         given = estimator.predict_proba(table)
         if isinstance(given, list):

@@ -200,8 +200,10 @@ def _choose(folder: Path, names: list[str], chosen: str) -> str:
             "tf.saved_model.save(module, folder, signatures=module.call.get_concrete_function(tf.TensorSpec(...)))"
         )
     raise InvalidArgument(
-        f"'{folder}' has {len(names)} signatures ({', '.join(names)}) and none is called '{SERVING}'; export it with "
-        "one of that name"
+        f"'{folder}' has {len(names)} signatures ({', '.join(names)}) and none is called '{SERVING}'. Save it again "
+        f"with the one to serve under that name: model = tf.saved_model.load('{folder.name}'); "
+        f"tf.saved_model.save(model, '{folder.name}-serving', "
+        f"signatures={{'{SERVING}': model.signatures['{names[0]}']}})"
     )
 
 

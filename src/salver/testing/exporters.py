@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from salver.backends import open_session
+from salver.backends import find_backend, open_session
 from salver.builder.exporters import EXPORTERS, Exported, Exporter, ExportOptions, export_model, find_exporter
 from salver.builder.exporters.prove import probe_of, renamed
 from salver.builder.importers.base import Imported
@@ -61,9 +61,16 @@ class ExporterConformance:
         return path
 
     @pytest.fixture
-    def exported(self, exporter: Exporter, imported: Imported, data: Dataset | None, folder: Path) -> Exported:
-        """The model, exported."""
-        return export_model(imported, exporter, folder / f"net{exporter.suffix}", data=data, options=self.options)
+    def place(self, tmp_path: Path) -> Path:
+        """The empty folder it is exported to."""
+        path = tmp_path / "exported"
+        path.mkdir()
+        return path
+
+    @pytest.fixture
+    def exported(self, exporter: Exporter, imported: Imported, data: Dataset | None, place: Path) -> Exported:
+        """The model, exported. A member whose export takes long gives this and ``place`` a wider scope."""
+        return export_model(imported, exporter, place / f"net{exporter.suffix}", data=data, options=self.options)
 
     def test_the_file_loads_and_gives_the_same_answers_at_every_batch_size(
         self, exported: Exported, imported: Imported, data: Dataset | None
@@ -93,14 +100,15 @@ class ExporterConformance:
         assert exported.parity is not None
         assert len(exported.parity.outputs) == len(imported.model.signature.outputs)
         assert len(exported.parity.batch_sizes) >= 2
+        assert find_backend(exported.model.format).versions().items() <= exported.parity.versions.items()
         assert exported.route
 
-    def test_it_writes_where_told_and_nothing_else(self, exported: Exported, exporter: Exporter, folder: Path) -> None:
-        main = folder / f"net{exporter.suffix}"
+    def test_it_writes_where_told_and_nothing_else(self, exported: Exported, exporter: Exporter, place: Path) -> None:
+        main = place / f"net{exporter.suffix}"
         assert exported.model.path == main or exported.model.path.is_relative_to(main)
-        files = {path for path in folder.rglob("*") if path.is_file()}
+        files = {path for path in place.rglob("*") if path.is_file()}
         assert files == {blob.path for blob in exported.model.blobs}
-        assert all(path.relative_to(folder).parts[0].startswith("net") for path in files)
+        assert all(path.relative_to(place).parts[0].startswith("net") for path in files)
         assert all(blob.digest == digest_file(blob.path) for blob in exported.model.blobs)
 
     def test_lineage_names_the_export(self, exported: Exported, imported: Imported) -> None:
@@ -121,7 +129,7 @@ class ExporterConformance:
         assert [blob.digest for blob in made.model.blobs] == [blob.digest for blob in exported.model.blobs]
 
     def test_an_older_file_is_replaced_and_a_folder_is_not(
-        self, exported: Exported, exporter: Exporter, imported: Imported, data: Dataset | None, folder: Path
+        self, exporter: Exporter, imported: Imported, data: Dataset | None, folder: Path
     ) -> None:
         if exporter.suffix:
             (folder / f"net{exporter.suffix}").write_bytes(b"old")

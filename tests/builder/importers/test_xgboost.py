@@ -102,6 +102,7 @@ def test_rows_on_a_border_and_just_beside_it_take_the_librarys_path(tmp_path: Pa
             rows.append(row)
     x = np.stack(rows)
     imported = load_model(estimator, workdir=tmp_path)
+    assert (imported.model.format, imported.model.signature.inputs[0].datatype) == ("onnx", "FP32")
     with open_session(imported.model) as session:
         given = session.run({"x": x})["probabilities"]
     np.testing.assert_allclose(given, estimator.predict_proba(x), atol=2e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import tempfile
 import textwrap
 
 import pytest
@@ -11,11 +12,12 @@ import pytest
 from salver.server.processes.child import Child, describe_end
 
 SCRIPT = """
-    import asyncio, os, signal, socket, sys
+    import asyncio, os, signal, socket, sys, tempfile
     from salver.server.processes.channel import Channel
 
     async def main():
         channel = await Channel.open(socket.socket(fileno=int(sys.argv[1])))
+        open(os.path.join(tempfile.mkdtemp(), "large"), "w").close()
         order = await channel.ask("order", gives=str)
         for number in range(100):
             channel.tell("news", number)
@@ -60,8 +62,11 @@ def live(module, order):
 
 
 @pytest.mark.parametrize(("order", "code"), [("exit", 3), ("kill", -9), ("wait", -15)])
-def test_the_end_comes_after_the_last_words(module, order, code):
+def test_the_end_comes_after_the_last_words_and_takes_its_files_along(tmp_path, monkeypatch, module, order, code):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
     assert live(module, order) == (code, list(range(100)))
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def test_a_module_that_cannot_be_loaded(capfd):

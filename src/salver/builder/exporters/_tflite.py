@@ -12,6 +12,7 @@ import numpy as np
 
 from salver.backends import SessionOptions, find_backend, open_session
 from salver.backends._litert import quantization_of
+from salver.backends.apart import describe_judged, open_judged
 from salver.backends.tensorflow_graph import convert_to_tflite, versions
 from salver.builder import toolchains
 from salver.builder.exporters.base import Exported, Exporter, ExportOptions, Precision, exported_model, no_route
@@ -104,7 +105,7 @@ class TfliteExporter(Exporter):
         tools: Mapping[str, str],
     ) -> Exported:
         backend = find_backend(self.format)
-        signature = backend.describe(Blob.of(output))
+        signature = describe_judged(self.format, Blob.of(output))
         tools = {**tools, **backend.versions()}
         source = imported.model
         made = exported_model(self, source, {output.name: output}, options, signature=signature, tools=tools)
@@ -143,7 +144,7 @@ def _judge(
     Raises:
         ParityFailed: with the numbers.
     """
-    with open_session(native, SessionOptions(optimize="none")) as original, open_session(made) as quantized:
+    with open_session(native, SessionOptions(optimize="none")) as original, open_judged(made) as quantized:
         probe, leading = probe_of(native.signature, original.run, data)
         run = _scaled(quantized.run, scales)
         parity = certify(

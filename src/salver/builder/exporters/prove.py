@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from salver.backends import Session, SessionOptions, find_backend, open_session
+from salver.backends import Session, SessionOptions, find_backend
+from salver.backends.apart import open_judged
 from salver.builder.exporters.base import ExportOptions
 from salver.builder.importers.base import Imported, ParityCertificate
 from salver.builder.importers.onnx_batch import Leading, read_leading
@@ -47,7 +48,7 @@ def prove(
         SalverError: what was written cannot be loaded.
     """
     loading = SessionOptions(optimize="all" if optimize else "none")
-    with open_session(source, SessionOptions(optimize="none")) as original, open_session(exported, loading) as made:
+    with open_judged(source, SessionOptions(optimize="none")) as original, open_judged(exported, loading) as made:
         probe, leading = probe_of(source.signature, original.run, data)
         fixed = leading.fixed
         return certify(
@@ -63,6 +64,7 @@ def prove(
             depth=depth,
             computed_in=computed_in,
             optimize="all" if optimize else "none",
+            versions={**find_backend(source.format).versions(), **find_backend(exported.format).versions()},
         )
 
 

@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from salver.backends import SessionOptions, find_backend
+from salver.backends import find_backend
+from salver.backends.apart import describe_judged, open_judged
 from salver.builder.importers import tensorflow_convert as converter
 from salver.builder.importers.base import Imported, Importer, ImportOptions
 from salver.builder.importers.ladder import (
@@ -27,8 +28,8 @@ from salver.core.model import Blob
 class TfliteImporter(Importer):
     """Reads ``.tflite`` files (https://ai.google.dev/edge/litert): floats, 8-bit weights, and integers throughout.
 
-    The original is the file, run by LiteRT. Where the ONNX graph rounds integers otherwise than LiteRT's kernels do,
-    the file itself is kept and run by LiteRT.
+    The original is the file, run by LiteRT in a process of its own, which a damaged file may end. Where the ONNX graph
+    rounds integers otherwise than LiteRT's kernels do, the file itself is kept and run by LiteRT.
     """
 
     name = "tflite"
@@ -40,10 +41,10 @@ class TfliteImporter(Importer):
         if not source.is_file():
             raise NotFound(f"no such model file: '{source}'")
         backend = find_backend("tflite")
-        signature = backend.describe(Blob.of(source))
+        signature = describe_judged("tflite", Blob.of(source))
         (copy,) = copy_files(source.parent, [source.name], workdir).values()
         native = native_model("tflite", signature, {"model.tflite": copy.rename(workdir / "model.tflite")})
-        with backend.load(native, SessionOptions()) as session:
+        with open_judged(native) as session:
             draft = Draft(
                 importer=self.name,
                 original=session.run,

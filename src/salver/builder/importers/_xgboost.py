@@ -117,7 +117,8 @@ def _tree(tree: dict[str, Any], output: int, weight: float) -> Tree:
         if i in categories:  # those in the set go right
             made[i] = Split(feature, right, left, missing=not default_left, ranges=categories[i])
         else:
-            most = below(tree["split_conditions"][i], "FP32")
+            # The text has the fewest digits that name a number of FP32; the border is that number.
+            most = below(float(np.float32(tree["split_conditions"][i])), "FP32")
             made[i] = Split(feature, left, right, most=most, missing=default_left)
     return made
 

@@ -241,9 +241,11 @@ def _borders(forest: Forest) -> Array:
                 known[node.feature] += borders
     columns = []
     for values in known:
-        chosen = random.choice(np.array(values), _BORDER_ROWS)
-        beside = random.choice([0, 0, 1, -1], _BORDER_ROWS)
-        moved = np.float32(chosen) + beside * np.maximum(np.abs(chosen), 1.0) * random.choice([1e-7, 0.5], _BORDER_ROWS)
+        chosen = np.float32(np.clip(random.choice(np.array(values), _BORDER_ROWS), -_LARGEST, _LARGEST))
+        away = random.choice([-0.5, -1e-7, 1e-7, 0.5], _BORDER_ROWS)  # only FP64 sees the small ones
+        beside = chosen + away * np.maximum(np.abs(chosen), 1.0)
+        around = [chosen, np.nextafter(chosen, _LARGEST), np.nextafter(chosen, -_LARGEST), beside]
+        moved = np.choose(random.choice(len(around), _BORDER_ROWS), around)
         moved = np.clip(moved, -_LARGEST, _LARGEST)  # CatBoost has borders at the end of FP32
         columns.append(np.where(random.random(_BORDER_ROWS) < 0.05, np.nan, moved))
     return np.stack(columns, axis=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from salver.backends import open_session
+from salver.backends.apart import open_judged
 from salver.builder.importers.base import Imported
 from salver.builder.importers.onnx_finish import Draft, casting
 from salver.builder.importers.parity import batch_sizes_for, certify
@@ -55,7 +55,7 @@ def finish_native(native: Model, draft: Draft, why: str) -> Imported:
             lineage=(*draft.lineage, step),
             notes=(*(each for each in draft.notes if each), note),
         )
-        with open_session(model) as session:
+        with open_judged(model) as session:
             parity = certify(
                 draft.original,
                 casting(session.run, model.signature),

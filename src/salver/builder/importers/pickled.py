@@ -12,6 +12,7 @@ import io
 import lzma
 import math
 import pickle
+import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -221,9 +222,9 @@ def inspect_pickle(path: Path) -> Inspection:
             _Reader(file, found).load()
     except SalverError:
         raise
-    except (pickle.UnpicklingError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+    except (pickle.UnpicklingError, struct.error, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise CorruptArtifact(f"'{path}' is not a pickle, or it is damaged: {error or 'it ends too early'}") from None
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
         raise CorruptArtifact(f"'{path}' is not a pickle, or it is damaged: {type(error).__name__}: {error}") from None
     imports = tuple(sorted(found.imports))
     by_value = tuple(name for name in imports if name.startswith(_BY_VALUE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any, Final
@@ -79,6 +80,8 @@ _FORESTS: Final = {
     RandomForestClassifier: convert_sklearn_random_forest_classifier,
     RandomForestRegressor: convert_sklearn_random_forest_regressor_converter,
 }
+_BOOSTING: Final = ("xgboost", "lightgbm", "catboost")
+_CLASS: Final = re.compile(r"<class '([\w.]+)'>")
 _WORD_PATTERN: Final = r"(?u)\b\w\w+\b"
 _WORDS_IN_RE2: Final = r"[\p{L}\p{N}_]{2,}"
 
@@ -109,10 +112,8 @@ def convert(estimator: Any, columns: list[Column]) -> onnx.ModelProto:
                 custom_conversion_functions=mended,
                 custom_shape_calculators={kind: get_shape_calculator(alias) for kind, alias in aliases.items()},
             )
-    except exceptions.MissingConverter as error:
-        raise Unimplemented(f"skl2onnx {skl2onnx.__version__} has no converter: {_line(error)}") from error
-    except exceptions.MissingShapeCalculator as error:
-        raise Unimplemented(f"skl2onnx {skl2onnx.__version__} has no converter: {_line(error)}") from error
+    except (exceptions.MissingConverter, exceptions.MissingShapeCalculator) as error:
+        raise Unimplemented(f"skl2onnx {skl2onnx.__version__} has no converter{_for(error)}") from error
     except (
         RuntimeError,
         ValueError,
@@ -253,6 +254,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list) and any(isinstance(v, bool | np.bool_) for v in value):
         return [int(v) for v in value]
     return value
+
+
+def _for(error: Exception) -> str:
+    """Which class has no converter, and what to do about one that another importer reads."""
+    found = _CLASS.search(str(error))
+    if found is None:
+        return f": {_line(error)}"
+    library, name = found[1].partition(".")[0], found[1].rpartition(".")[2]
+    if library not in _BOOSTING:
+        return f" for {library}'s {name}"
+    return f" for {library}'s {name} in a pipeline; to have it as ONNX, import it without the pipeline"
 
 
 def _line(error: Exception) -> str:

@@ -170,6 +170,8 @@ def load_weights(module: Any, path: Path) -> None:
         raise InvalidArgument(f"'{path}' does not fit {type(module).__name__}: {' '.join(shapes)}") from None
     tied = _tied(module)
     missing = [name for name in missing if not tied.get(name, frozenset()) & set(state)]
+    own = dict(module.named_buffers())
+    unexpected = [name for name in unexpected if name not in own or not _same(own[name], state[name])]
     if missing or unexpected:
         parts = [
             f"{what} {', '.join(names[:_MOST_NAMED])}{f' and {len(names) - _MOST_NAMED} more' * (len(names) > 5)}"
@@ -177,6 +179,11 @@ def load_weights(module: Any, path: Path) -> None:
             if names
         ]
         raise InvalidArgument(f"'{path}' does not fit {type(module).__name__}: {'; '.join(parts)}")
+
+
+def _same(own: Any, given: Any) -> bool:
+    """Whether a file holds what the module makes itself, such as the numbers of places that older versions saved."""
+    return bool(own.dtype == given.dtype and torch.equal(own, given))
 
 
 def _tied(module: Any) -> dict[str, frozenset[str]]:

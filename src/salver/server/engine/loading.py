@@ -19,7 +19,6 @@ from salver.bundle.calibrate import synthetic_inputs
 from salver.core.arrays import Array
 from salver.core.cache import default_cache_dir
 from salver.core.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, SalverError
-from salver.core.model import Model
 from salver.core.tensors import Signature
 from salver.evaluation import check_invariance
 from salver.processing import open_processed, runs_code
@@ -155,15 +154,19 @@ def look_at(path: Path, name: str, told: Told, settings: ServeSettings) -> Known
     """
     stamp = _stamp((path, *_beside(path)))
     bundle = open_model(path, name)
-    if runs_apart(bundle.model.format):
-        bundle.model = _admit(bundle, name, settings)
+    apart = runs_apart(bundle.model.format)
+    if apart and not settings.workers:
+        raise FailedPrecondition(
+            f"model '{name}' is run by {bundle.model.format}, not by ONNX Runtime, and needs a process of its own: "
+            "start the server with --workers 1 or more"
+        )
+    if settings.trusted_key and (apart or runs_code(bundle.model.processing)):
+        _trust(bundle, name, Path(settings.trusted_key))
     if told.class_names:
         if bundle.model.processing is not None:
             raise InvalidArgument(f"'{path}' names its classes itself, in its processing steps; remove the label files")
         signature = name_classes(bundle.signature, told.class_names)
         bundle.model = msgspec.structs.replace(bundle.model, signature=signature)
-    if runs_code(bundle.model.processing):
-        bundle.trust(Path(settings.trusted_key) if settings.trusted_key else None)
     check_declared(told.config, bundle.signature)
     sequence = told.config.sequence
     served = bundle.signature if sequence is None else Stateful(bundle.signature, sequence).served
@@ -172,24 +175,12 @@ def look_at(path: Path, name: str, told: Told, settings: ServeSettings) -> Known
     return Known(path, bundle, run, served, sum(size for size, _, _ in stamp), stamp)
 
 
-def _admit(bundle: Bundle, name: str, settings: ServeSettings) -> Model:
-    """A model that its own framework runs.
-
-    Raises:
-        FailedPrecondition: this server is one process.
-    """
-    if not settings.workers:
-        raise FailedPrecondition(
-            f"model '{name}' is run by {bundle.model.format}, not by ONNX Runtime, and needs a process of its own: "
-            "start the server with --workers 1 or more"
-        )
-    trusted = False
-    if settings.trusted_key:
-        try:
-            trusted = bool(bundle.verify(Path(settings.trusted_key), replay=False).verified_key)
-        except PermissionDenied as error:  # it may need no trust
-            _LOG.info("model '%s': code in it is not run: %s", name, error.message)
-    return msgspec.structs.replace(bundle.model, trusted=trusted)
+def _trust(bundle: Bundle, name: str, public_key: Path) -> None:
+    """Let code in a bundle be run, if that key signed it. Nothing is refused here: what runs code asks for trust."""
+    try:
+        bundle.trust(public_key)
+    except PermissionDenied as error:
+        _LOG.warning("model '%s': code in it is not run: %s", name, error.message)
 
 
 def _stamp(paths: Iterable[Path]) -> tuple[tuple[int, int, int], ...]:

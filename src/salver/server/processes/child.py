@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -34,7 +37,8 @@ class Child:
     ) -> Child:
         """Run ``python -m MODULE FD``, where FD is its end of the channel.
 
-        It has a session of its own: Ctrl-C in the terminal reaches its parent alone.
+        It has a session of its own: Ctrl-C in the terminal reaches its parent alone. And a folder of its own for
+        temporary files, which is removed when it has ended, however it did.
 
         Args:
             files: open files that it inherits under the same numbers.
@@ -52,8 +56,11 @@ class Child:
         warnings = [f"-W{option}" for option in sys.warnoptions]
         # -P: a file in the current folder must not pass for a module.
         command = [sys.executable, "-P", *warnings, "-m", module, str(files[0])]
+        scratch = tempfile.mkdtemp(prefix="salver-process-")
+        self._tidy = weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
+        environment = {**os.environ, "TMPDIR": scratch}
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, pass_fds=files, close_fds=True, start_new_session=True
+            command, stdin=subprocess.DEVNULL, pass_fds=files, close_fds=True, start_new_session=True, env=environment
         )
         self._watch = os.pidfd_open(self._process.pid)
         asyncio.get_running_loop().add_reader(self._watch, self._has_ended)
@@ -72,6 +79,7 @@ class Child:
         asyncio.get_running_loop().remove_reader(self._watch)
         os.close(self._watch)
         self.code = self._process.wait()
+        self._tidy()
         if self.channel.closed:
             self.ended.set()
         else:  # its last words are still to be read, and a process of its own may hold its end open

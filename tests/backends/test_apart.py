@@ -1,0 +1,75 @@
+"""A model that ends its process ends no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from salver.backends import SessionOptions
+from salver.backends.apart import ApartSession, describe_judged, open_judged
+from salver.core.errors import CorruptArtifact, FailedPrecondition, Internal, InvalidArgument
+from salver.core.model import Blob, Model
+from salver.core.tensors import Signature, TensorSpec
+
+SIGNATURE = Signature(
+    inputs=(TensorSpec(name="x", datatype="FP32", shape=("batch", 2)),),
+    outputs=(TensorSpec(name="y", datatype="FP32", shape=("batch", 2)),),
+)
+CODE = """
+import os
+
+class Fragile:
+    inputs = "x:float32[batch,2]"
+    outputs = "y:float32[batch,2]"
+
+    def load(self, folder):
+        if os.path.exists(os.path.join(folder, "ends")):
+            os.abort()
+
+    def predict(self, x):
+        print("words on the stream of answers")
+        if x[0, 0] == 1:
+            raise ValueError("one is refused")
+        if x[0, 0] == 2:
+            os.abort()
+        return x * 2
+"""
+
+
+def open_fragile(folder: Path, *beside: str) -> ApartSession:
+    (folder / "model.py").write_text(CODE)
+    for name in beside:
+        (folder / name).write_text("")
+    blobs = tuple(Blob.of(folder / name) for name in ("model.py", *beside))
+    return ApartSession("python", blobs, SIGNATURE, SessionOptions(), trusted=True)
+
+
+def test_it_answers_refuses_and_says_what_killed_it(tmp_path: Path) -> None:
+    with open_fragile(tmp_path) as session:
+        assert session.signature == SIGNATURE
+        assert session.run({"x": np.full((3, 2), 4, np.float32)})["y"].tolist() == [[8.0, 8.0]] * 3
+        with pytest.raises((InvalidArgument, Internal), match="one is refused"):
+            session.run({"x": np.ones((1, 2), np.float32)})
+        assert session.run({"x": np.zeros((1, 2), np.float32)}, ["y"])["y"].tolist() == [[0.0, 0.0]]
+        with pytest.raises(CorruptArtifact, match=r"'model\.py' ended the process.*SIGABRT.*convert it again"):
+            session.run({"x": np.full((1, 2), 2, np.float32)})
+    with pytest.raises(FailedPrecondition, match="closed"):
+        session.run({"x": np.zeros((1, 2), np.float32)})
+
+
+def test_one_that_ends_its_process_while_it_loads_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CorruptArtifact, match="SIGABRT"):
+        open_fragile(tmp_path, "ends")
+
+
+def test_errors_of_the_backend_keep_their_type(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert", reason="pip install 'salver[litert]'")
+    path = tmp_path / "net.tflite"
+    path.write_bytes(b"rubbish" * 20)
+    with pytest.raises(CorruptArtifact, match="no TensorFlow Lite model"):
+        describe_judged("tflite", Blob.of(path))
+    model = Model(format="tflite", signature=SIGNATURE, blobs=(Blob.of(path),))
+    with pytest.raises(CorruptArtifact, match="no TensorFlow Lite model"):
+        open_judged(model)
