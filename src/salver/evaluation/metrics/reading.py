@@ -1,7 +1,7 @@
 """How predictions are read from a model's outputs, and labels from a data set's.
 
-- Scores of classes: a float output ``[n, C]``, C >= 2. Score of the positive class: a float output ``[n]`` or ``[n,
-1]``.
+- Scores of classes: a float output ``[n, C]``, C >= 2, or one of 8-bit integers, as fully quantized models have.
+- Score of the positive class: a float output ``[n]`` or ``[n, 1]``.
 - Predicted classes: an integer, boolean or text output ``[n]`` or ``[n, 1]``.
 - Classes are compared as text. The class of index i is ``labels[i]`` of the output's `TensorSpec`, ``str(i)`` without.
 - Integer labels are indices of classes, unless all class names are numbers: then they are names.
@@ -25,6 +25,8 @@ def kind_of(array: Array) -> Kind:
     flat = array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1)
     if array.dtype.kind == "f":
         return "score" if flat else "scores" if array.ndim == 2 else "values"
+    if array.ndim == 2 and not flat and array.dtype in (np.int8, np.uint8):
+        return "scores"
     return "classes" if flat else "values"
 
 
@@ -61,7 +63,7 @@ def _describe(name: str, array: Array) -> str:
 
 
 _WORDS: dict[Kind, str] = {
-    "scores": "float scores [batch, classes]",
+    "scores": "float or 8-bit scores [batch, classes]",
     "score": "float scores [batch] or [batch, 1]",
     "classes": "integer or text classes [batch]",
     "values": "values of any shape",
