@@ -13,7 +13,7 @@ from salver.core.errors import SalverError, Unavailable
 from salver.server.frontends.codes import HttpError
 from salver.server.frontends.http._reader import RequestReader
 from salver.server.frontends.http.admission import check_caller
-from salver.server.frontends.http.answers import answer_options, write_answer, write_chunks
+from salver.server.frontends.http.answers import answer_options, plain_answer, write_answer, write_chunks
 from salver.server.frontends.http.coding import decompress
 from salver.server.frontends.http.exchange import NO_MATCH, Exchange
 from salver.server.frontends.http.peers import peer_of
@@ -185,7 +185,20 @@ class Connection(RequestReader, asyncio.Protocol):
             return
         pending = self._pending
         if len(pending) == 1:
-            self._flush()
+            transport, host = self._transport, self._host
+            if (
+                exchange.close
+                or host.draining
+                or self._partial
+                or self._reads_paused
+                or transport is None
+                or (whole := plain_answer(exchange, host.date_line)) is None
+            ):
+                self._flush()
+            else:  # what `_flush` comes to for nearly every answer
+                pending.clear()
+                self._since_s = 0.0
+                transport.write(whole)
         elif not self._flush_due and pending and pending[0].answer is not None:
             self._flush_due = True
             asyncio.get_running_loop().call_soon(self._flush_together)

@@ -27,6 +27,17 @@ _END_HEADS: Final = Lookup(end_head, MIN_COMPRESS_BYTES)
 """Of bodies that are not compressed, by their size."""
 
 
+def plain_answer(exchange: Exchange, date_line: bytes) -> bytes | None:
+    """The bytes of an answer that is small, has a body and says nothing of the connection, as most do; None for
+    another."""
+    if exchange.answer is None or exchange.is_old or exchange.method not in _HAVE_BODIES:
+        return None
+    fields, body = exchange.answer
+    if type(body) is bytes and 0 < (size := len(body)) < MIN_COMPRESS_BYTES:
+        return b"".join((STATUS_LINES[exchange.status], date_line, fields, exchange.extra, _END_HEADS[size], body))
+    return None
+
+
 def write_answer(exchange: Exchange, last: bool, date_line: bytes, out: list[bytes | memoryview]) -> None:
     """Append the bytes of an exchange's answer.
 
@@ -35,18 +46,14 @@ def write_answer(exchange: Exchange, last: bool, date_line: bytes, out: list[byt
         date_line: the ``Date`` field.
         out: what is written next; a large body is appended as it is, not copied.
     """
-    fields, body = exchange.answer or (b"", b"")
-    extra = exchange.extra
-    if last:
-        extra += _CLOSE
-    elif exchange.is_old:
-        extra += _KEEP_ALIVE
-    line = STATUS_LINES[exchange.status]
-    if type(body) is bytes and 0 < (size := len(body)) < MIN_COMPRESS_BYTES and exchange.method in _HAVE_BODIES:
-        out.append(b"".join((line, date_line, fields, extra, _END_HEADS[size], body)))
+    plain = None if last else plain_answer(exchange, date_line)
+    if plain is not None:
+        out.append(plain)
         return
+    fields = exchange.answer[0] if exchange.answer is not None else b""
+    closing = _CLOSE if last else _KEEP_ALIVE if exchange.is_old else b""
     pieces, size, coded = compress_body(exchange)
-    head = line + date_line + fields + extra + coded
+    head = STATUS_LINES[exchange.status] + date_line + fields + exchange.extra + closing + coded
     if exchange.status == 204:
         out.append(head + b"\r\n")
     elif exchange.method == b"HEAD":
