@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from salver.backends import SessionOptions
-from salver.backends.apart import ApartSession, describe_judged, open_judged
-from salver.core.errors import CorruptArtifact, FailedPrecondition, Internal, InvalidArgument
+from salver.backends.apart import LIMIT_S, ApartSession, describe_judged, open_judged
+from salver.core.errors import CorruptArtifact, DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument
 from salver.core.model import Blob, Model
 from salver.core.tensors import Signature, TensorSpec
 
@@ -19,6 +19,7 @@ SIGNATURE = Signature(
 )
 CODE = """
 import os
+import time
 
 class Fragile:
     inputs = "x:float32[batch,2]"
@@ -27,6 +28,8 @@ class Fragile:
     def load(self, folder):
         if os.path.exists(os.path.join(folder, "ends")):
             os.abort()
+        if os.path.exists(os.path.join(folder, "hangs")):
+            time.sleep(600)
 
     def predict(self, x):
         print("words on the stream of answers")
@@ -38,12 +41,12 @@ class Fragile:
 """
 
 
-def open_fragile(folder: Path, *beside: str) -> ApartSession:
+def open_fragile(folder: Path, *beside: str, limit_s: float = LIMIT_S) -> ApartSession:
     (folder / "model.py").write_text(CODE)
     for name in beside:
         (folder / name).write_text("")
     blobs = tuple(Blob.of(folder / name) for name in ("model.py", *beside))
-    return ApartSession("python", blobs, SIGNATURE, SessionOptions(), trusted=True)
+    return ApartSession("python", blobs, SIGNATURE, SessionOptions(), trusted=True, limit_s=limit_s)
 
 
 def test_it_answers_refuses_and_says_what_killed_it(tmp_path: Path) -> None:
@@ -62,6 +65,11 @@ def test_it_answers_refuses_and_says_what_killed_it(tmp_path: Path) -> None:
 def test_one_that_ends_its_process_while_it_loads_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CorruptArtifact, match="SIGABRT"):
         open_fragile(tmp_path, "ends")
+
+
+def test_one_that_hangs_is_stopped(tmp_path: Path) -> None:
+    with pytest.raises(DeadlineExceeded, match=r"'model\.py' was stopped: .* no answer within 0\.5 s"):
+        open_fragile(tmp_path, "hangs", limit_s=0.5)
 
 
 def test_errors_of_the_backend_keep_their_type(tmp_path: Path) -> None:

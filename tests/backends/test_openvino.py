@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from salver.backends import SessionOptions
-from salver.core.errors import CorruptArtifact, InvalidArgument
+from salver.core.errors import CorruptArtifact, InvalidArgument, Unimplemented
 from salver.core.model import Blob, Model
 from salver.core.tensors import Signature, TensorSpec
 from salver.testing.backends import BackendConformance, Case, same
@@ -89,6 +89,21 @@ def test_weights_that_are_cut_off_are_refused(tmp_path: Path) -> None:
     blobs = (model.blobs[0], Blob.of(tmp_path / "net" / "net.bin"))
     with pytest.raises(CorruptArtifact):
         OpenvinoBackend().load(msgspec.structs.replace(model, blobs=blobs), SessionOptions())
+
+
+def test_operators_that_it_lacks_are_named(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Rare", ["x"], ["y"], domain="some.where")],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("some.where", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "net.onnx")
+    with pytest.raises(
+        Unimplemented, match=r"'net\.onnx'.*: No conversion rule found for operations: some\.where\.Rare$"
+    ):
+        read(tmp_path / "net.onnx")
 
 
 def test_names_of_its_own_are_taken_by_position(tmp_path: Path) -> None:

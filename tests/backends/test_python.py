@@ -88,6 +88,9 @@ def test_its_code_is_not_run_without_trust(tmp_path: Path) -> None:
     model = model_of(tmp_path, f"open({str(marker)!r}, 'w').close()\n{HEAD}{KINDS['function']}")
     with pytest.raises(PermissionDenied, match="holds a Python class: loading it runs code"):
         PythonBackend().load(msgspec.structs.replace(model, trusted=False), SessionOptions())
+    why = "the bundle is not signed by key a; it is signed by b"
+    with pytest.raises(PermissionDenied, match=f"loading it runs code, and {why}"):
+        PythonBackend().load(msgspec.structs.replace(model, trusted=False, distrust=why), SessionOptions())
     assert not marker.exists()
     PythonBackend().load(model, SessionOptions()).close()
     assert marker.exists()

@@ -88,6 +88,24 @@ def test_a_build_seals_a_bundle_with_a_verdict_for_every_candidate(network: Path
     assert [p.name for p in tmp_path.glob("*.partial")] == []
 
 
+def test_a_model_that_stays_in_its_framework_is_sealed_as_it_is(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("sklearn.datasets", reason="needs pip install 'salver[sklearn]'")
+    discriminant_analysis = pytest.importorskip("sklearn.discriminant_analysis")
+    skops_io = pytest.importorskip("skops.io", reason="needs pip install 'salver[sklearn]'")
+    x, y = datasets.load_iris(return_X_y=True)
+    estimator = discriminant_analysis.QuadraticDiscriminantAnalysis().fit(x, y)  # skl2onnx gives other answers
+    output, cache = tmp_path / "flowers.salver", tmp_path / "cache"
+    with salver.build(estimator, {"x": x, "label": y}, budget_s=3, output=output, cache=cache) as bundle:
+        (blob,) = bundle.model.blobs
+        assert (bundle.model.format, blob.name, blob.path) == ("sklearn", "model.skops", output)
+        assert bundle.sizes()["model.skops"] == blob.size_bytes
+        assert (skops_io.loads(blob.read()).predict(x) == estimator.predict(x)).all()
+        answers = bundle.predict({"x": x})
+        assert bundle.verify().ok
+    assert (answers["label"] == estimator.predict(x)).all()
+    np.testing.assert_array_equal(answers["probabilities"], estimator.predict_proba(x))
+
+
 def test_a_model_without_batch_dimension_is_built(tmp_path: Path) -> None:
     path = _save(tmp_path / "single.onnx", [6, WIDTH], [CLASSES], unbatched=True)
     data = _data(120, 6, WIDTH)

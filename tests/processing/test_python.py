@@ -12,6 +12,7 @@ import pytest
 
 from salver.backends import find_backend
 from salver.bundle import Bundle, Contents, generate_keys, make_golden, seal
+from salver.bundle._signing import keyid_of
 from salver.core.arrays import Array
 from salver.core.errors import FailedPrecondition, Internal, InvalidArgument, PermissionDenied
 from salver.core.model import Blob, Model
@@ -122,12 +123,16 @@ def test_code_runs_only_where_its_signer_is_trusted(signed: tuple[Path, Path, Pa
     assert Bundle.open(path).verify(keys / "public.pem").ok
 
 
-def test_a_server_refuses_code_unless_its_signer_is_trusted(signed: tuple[Path, Path, Path]) -> None:
+def test_a_server_refuses_code_unless_its_signer_is_trusted(signed: tuple[Path, Path, Path], tmp_path: Path) -> None:
     path, ran, keys = signed
     ran.unlink(missing_ok=True)
     data = {"http": "127.0.0.1:0", "sources": [str(path)]}
     with pytest.raises((PermissionDenied, FailedPrecondition), match="no key is trusted"):
         Server(ServeSettings.from_data(data)).start()
+    generate_keys(tmp_path / "other")
+    other, signer = (keyid_of(folder / "public.pem") for folder in (tmp_path / "other", keys))
+    with pytest.raises((PermissionDenied, FailedPrecondition), match=f"not signed by key {other}; .* by {signer}"):
+        Server(ServeSettings.from_data({**data, "trusted_key": str(tmp_path / "other" / "public.pem")})).start()
     assert not ran.exists()
     with Server(ServeSettings.from_data({**data, "trusted_key": str(keys / "public.pem")})) as server:
         connection = HTTPConnection(server.url.removeprefix("http://"), timeout=30)

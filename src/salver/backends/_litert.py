@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from salver.backends.base import Backend, Session, SessionOptions
+from salver.backends.native import read_blob
 from salver.core.arrays import Array
 from salver.core.errors import (
     CorruptArtifact,
@@ -75,7 +76,7 @@ class LitertFile:
             raise NotFound(f"no such model file: '{blob.path}'")
         self._name = blob.name
         self._path = blob.path if blob.is_whole_file else None
-        self._content = None if blob.is_whole_file else blob.read()
+        self._content = None if blob.is_whole_file else read_blob(blob)
 
     def open(self, threads: int) -> LitertRunner:
         """A new interpreter.

@@ -51,6 +51,7 @@ _DATATYPES: Final = {
 }
 _DEVICES: Final = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
 _ERRORS: Final = (RuntimeError, ValueError, TypeError)
+_SUMMARY: Final = "Summary:"
 BATCH: Final = "batch"
 
 
@@ -226,9 +227,10 @@ def _places(ports: Sequence[Any], names: Sequence[str]) -> dict[str, int]:
 
 def _translate(error: Exception, name: str) -> SalverError:
     text = _line(error)
-    lacking = ("not supported", "not implemented", "unsupported", "no conversion rule", "cannot create")
+    lacking = ("not supported", "not implemented", "unsupported", "opconversionfailure", "cannot create")
     if any(words in str(error).lower() for words in lacking):
-        return Unimplemented(f"'{name}': this OpenVINO ({ov.__version__}) cannot run it: {text}")
+        version = str(ov.__version__).partition("-")[0]
+        return Unimplemented(f"'{name}': this OpenVINO ({version}) cannot run it: {text}")
     return CorruptArtifact(f"'{name}' is no OpenVINO IR, or it is damaged: {text}")
 
 
@@ -239,7 +241,10 @@ def _translate_run(error: Exception) -> SalverError:
 
 
 def _line(error: Exception) -> str:
-    """What it says, without the places in OpenVINO's own source."""
+    """What it says, without the places in OpenVINO's own source; of operators that it could not convert, their
+    names."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if _SUMMARY in lines:
+        return "; ".join(line.removeprefix("-- ") for line in lines[lines.index(_SUMMARY) + 1 :])[:400]
     told = [line for line in lines if not line.startswith(("Exception from", "Check '", "src/"))]
     return (told or lines or [type(error).__name__])[0][:400]

@@ -13,7 +13,7 @@ import numpy as np
 from salver.backends.base import Backend, Session, SessionOptions
 from salver.backends.native import NativeSession, check_provider, check_trust, describe_outputs, read_blob
 from salver.backends.sklearn_inputs import Column, plan_inputs, synthetic, to_frame
-from salver.backends.sklearn_model import predict
+from salver.backends.sklearn_model import chosen, predict
 from salver.core.arrays import Array
 from salver.core.errors import CorruptArtifact, MissingExtra
 from salver.core.model import Blob, Model
@@ -121,7 +121,7 @@ def _read(model: Model) -> Any:
         raise CorruptArtifact(f"'{blob.name}' is neither a skops file nor a pickle")
     if not isinstance(estimator, BaseEstimator):
         raise CorruptArtifact(f"'{blob.name}' holds a {type(estimator).__name__}, expected a scikit-learn estimator")
-    return estimator
+    return chosen(estimator)
 
 
 def _read_skops(data: bytes, model: Model) -> Any:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -24,10 +24,11 @@ import numpy as np
 from salver.backends import find_backend, open_session
 from salver.backends.base import Session, SessionOptions
 from salver.core.arrays import Array
-from salver.core.errors import Code, CorruptArtifact, FailedPrecondition, SalverError, error_of
+from salver.core.errors import Code, CorruptArtifact, DeadlineExceeded, FailedPrecondition, SalverError, error_of
 from salver.core.model import Blob, Model
 from salver.core.tensors import Signature
 
+LIMIT_S: Final = 900.0
 _FATAL: Final = frozenset({"tflite"})
 _SAID_BYTES: Final = 4096
 _LENGTH: Final = struct.Struct("<Q")
@@ -65,15 +66,24 @@ class ApartSession(Session):
 
     Args:
         signature: None asks the backend (`Backend.describe`) before the model is loaded.
+        limit_s: for loading it and for each run; whatever takes longer is taken for stuck, and stopped.
 
     Raises:
         CorruptArtifact: the process ended while it loaded the model.
+        DeadlineExceeded: it took longer than ``limit_s``.
         SalverError: as `Backend.load`.
     """
 
     def __init__(
-        self, format: str, blobs: tuple[Blob, ...], signature: Signature | None, options: SessionOptions, trusted: bool
+        self,
+        format: str,
+        blobs: tuple[Blob, ...],
+        signature: Signature | None,
+        options: SessionOptions,
+        trusted: bool,
+        limit_s: float = LIMIT_S,
     ) -> None:
+        self._limit_s = limit_s
         self._name = blobs[0].name
         self._lock = threading.Lock()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the session
@@ -126,15 +136,19 @@ class ApartSession(Session):
             if process is None or process.stdin is None or process.stdout is None:
                 raise FailedPrecondition("the session is closed")
             content = None
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(BrokenPipeError), _stopping(process, self._limit_s) as late:
                 _send(process.stdin, message)
                 content = _receive(process.stdout)
             if content is None:
-                raise self._ended(process.wait())
+                code = process.wait()
+                raise self._stuck() if late.is_set() else self._ended(code)
         reply = msgspec.msgpack.decode(content, type=_Reply)
         if reply.error is not None:
             raise CorruptArtifact(reply.message) if reply.is_corrupt else error_of(reply.error, reply.message)
         return reply
+
+    def _stuck(self) -> SalverError:
+        return DeadlineExceeded(f"'{self._name}' was stopped: its framework gave no answer within {self._limit_s:g} s")
 
     def _ended(self, code: int) -> SalverError:
         self._said.seek(0, os.SEEK_END)
@@ -147,6 +161,24 @@ class ApartSession(Session):
             + ". The file is damaged, or holds numbers that its framework cannot take; convert it again, with other "
             "examples or in another precision"
         )
+
+
+@contextlib.contextmanager
+def _stopping(process: subprocess.Popen[bytes], limit_s: float) -> Iterator[threading.Event]:
+    """Kill a process that is not done in time, which is set then."""
+    late = threading.Event()
+
+    def stop() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(limit_s, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
 
 
 def open_judged(model: Model, options: SessionOptions | None = None) -> Session:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import hashlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -23,7 +23,7 @@ class LaidOut:
 
     Raises:
         NotFound: a blob's file is missing.
-        CorruptArtifact: a name leads out of the folder, or a file is shorter than its blob.
+        CorruptArtifact: a name leads out of the folder, or what is copied is not what it was when the model was opened.
     """
 
     def __init__(self, files: Mapping[str, Blob]) -> None:
@@ -56,14 +56,14 @@ class LaidOut:
 
 def _copy(blob: Blob, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    left = blob.size_bytes
+    sha, left = hashlib.sha256(), blob.size_bytes
     with blob.path.open("rb") as source, target.open("wb") as out:
         source.seek(blob.offset)
-        if blob.is_whole_file:
-            shutil.copyfileobj(source, out, _CHUNK_BYTES)
-            return
         while left and (chunk := source.read(min(left, _CHUNK_BYTES))):
             out.write(chunk)
+            sha.update(chunk)
             left -= len(chunk)
     if left:
         raise CorruptArtifact(f"'{blob.path}': '{blob.name}' is truncated")
+    if f"sha256:{sha.hexdigest()}" != blob.digest:
+        raise CorruptArtifact(f"'{blob.path}': '{blob.name}' has changed since the model was opened; open it again")

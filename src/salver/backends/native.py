@@ -9,6 +9,7 @@ import numpy as np
 from salver.backends.base import Session, SessionOptions
 from salver.core.arrays import Array
 from salver.core.errors import (
+    CorruptArtifact,
     FailedPrecondition,
     Internal,
     InvalidArgument,
@@ -17,7 +18,7 @@ from salver.core.errors import (
     SalverError,
     UnknownName,
 )
-from salver.core.model import Blob, Model
+from salver.core.model import Blob, Model, digest_bytes
 from salver.core.tensors import Signature, TensorSpec, to_datatype
 
 Answer = Callable[[Mapping[str, Array]], Mapping[str, Array]]
@@ -28,11 +29,14 @@ def read_blob(blob: Blob) -> bytes:
     """The content of a model's file.
 
     Raises:
-        NotFound, CorruptArtifact: it is not there, or shorter than it was.
+        NotFound, CorruptArtifact: it is not there, or not what it was when the model was opened.
     """
     if not blob.path.is_file():
         raise NotFound(f"no such model file: '{blob.path}'")
-    return blob.read()
+    data = blob.read()
+    if digest_bytes(data) != blob.digest:
+        raise CorruptArtifact(f"'{blob.path}': '{blob.name}' has changed since the model was opened; open it again")
+    return data
 
 
 def check_provider(options: SessionOptions) -> None:
@@ -52,9 +56,10 @@ def check_trust(model: Model, holds: str) -> None:
         PermissionDenied: saying what it holds.
     """
     if not model.trusted:
+        why = f", and {model.distrust}" if model.distrust else ""
         raise PermissionDenied(
-            f"'{model.blobs[0].name}' holds {holds}: loading it runs code. A server does so for bundles signed by a "
-            "key that it trusts ('salver sign', 'salver serve --trusted-key'), an import with --trust-pickle"
+            f"'{model.blobs[0].name}' holds {holds}: loading it runs code{why}. A server does so for bundles signed by "
+            "a key that it trusts ('salver sign', 'salver serve --trusted-key'), an import with --trust-pickle"
         )
 
 

@@ -19,6 +19,11 @@ PROBABILITIES: Final = "probabilities"
 SCORES: Final = "scores"
 
 
+def chosen(estimator: Any) -> Any:
+    """What a search over settings found best, which is what answers; every other model itself."""
+    return getattr(estimator, "best_estimator_", estimator)
+
+
 def output_names(estimator: Any) -> tuple[str, ...]:
     """What the outputs of a model with one target are called, in order."""
     if is_classifier(estimator):

@@ -18,6 +18,7 @@ import torch
 from torch.export.graph_signature import ConstantArgument, InputKind, SymIntArgument, TensorArgument
 from torch.utils import _pytree as pytree
 
+from salver.backends.native import read_blob
 from salver.backends.torch_files import PT2, TORCHSCRIPT, check_program, read_archive
 from salver.core.arrays import Array
 from salver.core.errors import CorruptArtifact, InvalidArgument, NotFound, PermissionDenied, SalverError, Unimplemented
@@ -69,7 +70,7 @@ def load_program(blob: Blob, device: str = "cpu") -> Program:
     """
     if not blob.path.is_file():
         raise NotFound(f"no such model file: '{blob.path}'")
-    with blob.path.open("rb") if blob.is_whole_file else io.BytesIO(blob.read()) as file:
+    with blob.path.open("rb") if blob.is_whole_file else io.BytesIO(read_blob(blob)) as file:
         archive = read_archive(file, blob.name)
         if archive.kind not in (PT2, TORCHSCRIPT):
             raise CorruptArtifact(f"'{blob.name}' holds weights, not a program; expected a .pt2 or TorchScript file")

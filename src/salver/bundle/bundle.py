@@ -253,7 +253,11 @@ class Bundle:
                 f"'{self.path}' brings code with it, and no key is trusted: give the public key of the one who signed "
                 "it (serve and predict: --trusted-key public.pem; verify: --key public.pem)"
             )
-        verify_envelope(self.signatures, public_key)
+        try:
+            verify_envelope(self.signatures, public_key)
+        except PermissionDenied as error:
+            self.model = msgspec.structs.replace(self.model, distrust=error.message)
+            raise
         self._set_trusted()
         return self
 
@@ -324,10 +328,10 @@ class Bundle:
     def _adopt(self, layout: Layout) -> None:
         """Follow the content to where it lies now: signatures move it within the file."""
         self._layout = layout
-        self.model = msgspec.structs.replace(_model(layout), trusted=self.model.trusted)
+        self.model = msgspec.structs.replace(_model(layout), trusted=self.model.trusted, distrust=self.model.distrust)
 
     def _set_trusted(self) -> None:
-        self.model = msgspec.structs.replace(self.model, trusted=True)
+        self.model = msgspec.structs.replace(self.model, trusted=True, distrust="")
 
     def _optional(self, media_type: str) -> bytes | None:
         layer = self._layout.layer(media_type) if self._layout else None

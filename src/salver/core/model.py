@@ -137,6 +137,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
         processing: steps around the graph; None where clients send and get its own tensors.
         trusted: whether its user trusts who made it, so that code that comes with it may be run. Said anew wherever a
             model is opened: no file says it of itself.
+        distrust: why a key that its user trusts does not vouch for it; empty where none was tried.
     """
 
     format: str
@@ -146,6 +147,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     processing: Processing | None = None
     trusted: bool = False
+    distrust: str = ""
 
     @property
     def served(self) -> Signature:

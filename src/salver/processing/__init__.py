@@ -72,6 +72,7 @@ def pipeline_of(model: Model) -> Pipeline:
         _reader(processing),
         model.signature,
         trusted=model.trusted,
+        distrust=model.distrust,
     )
     if pipeline.signature != processing.signature:
         raise CorruptArtifact("the steps around the model do not make the signature that is stored with them")
@@ -86,6 +87,7 @@ def make_pipeline(
     inner: Signature,
     *,
     trusted: bool = False,
+    distrust: str = "",
 ) -> Pipeline:
     """Make steps from plain data and bind them to a graph.
 
@@ -94,6 +96,7 @@ def make_pipeline(
         read: gives the files that steps name.
         inner: the graph's signature.
         trusted: whether steps that run code may.
+        distrust: why not, where a key was tried.
 
     Raises:
         UnknownName, InvalidArgument: a step or a setting that does not exist, or steps that do not fit.
@@ -102,7 +105,7 @@ def make_pipeline(
     """
     stages = (("before", before), ("after", after))
     made = [
-        [_make_step(data, read, f"step {number} {where} the model", trusted) for number, data in enumerate(steps, 1)]
+        [_make_step(data, read, f"step {i} {where} the model", trusted, distrust) for i, data in enumerate(steps, 1)]
         for where, steps in stages
     ]
     return Pipeline(made[0], made[1], outputs, inner)
@@ -129,12 +132,13 @@ def step_class(data: Mapping[str, Any], where: str) -> type[ProcessingStep]:
         raise error.reworded(f"{where}: {error.message}") from None
 
 
-def _make_step(data: Mapping[str, Any], read: Read, where: str, trusted: bool) -> ProcessingStep:
+def _make_step(data: Mapping[str, Any], read: Read, where: str, trusted: bool, distrust: str) -> ProcessingStep:
     member = step_class(data, where)
     if member.runs_code and not trusted:
         raise PermissionDenied(
-            f"{where} ({member.name}) runs code that came with the model, and no key is trusted: give the public key "
-            "of the one who signed the bundle (serve and predict: --trusted-key public.pem; verify: --key public.pem)"
+            f"{where} ({member.name}) runs code that came with the model, and {distrust or 'no key is trusted'}: give "
+            "the public key of the one who signed the bundle (serve and predict: --trusted-key public.pem; verify: "
+            "--key public.pem)"
         )
     try:
         config = member.Config.from_data({key: value for key, value in data.items() if key != "step"})

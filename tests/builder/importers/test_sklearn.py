@@ -58,6 +58,7 @@ from sklearn.ensemble import (  # noqa: E402
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfVectorizer  # noqa: E402
 from sklearn.impute import SimpleImputer  # noqa: E402
 from sklearn.linear_model import ElasticNet, LinearRegression, LogisticRegression, RidgeClassifier  # noqa: E402
+from sklearn.model_selection import GridSearchCV  # noqa: E402
 from sklearn.multioutput import ClassifierChain, MultiOutputClassifier  # noqa: E402
 from sklearn.naive_bayes import GaussianNB, MultinomialNB  # noqa: E402
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor, NearestCentroid  # noqa: E402
@@ -72,6 +73,9 @@ from salver.builder.importers.sklearn_convert import convert  # noqa: E402
 
 PAGE = Path(__file__).parents[3] / "docs" / "importers" / "sklearn.md"
 SENTIMENT = Path(__file__).parents[2] / "data" / "sentiment.jsonl.gz"
+WORDS = "text: TfidfVectorizer, LogisticRegression"
+CHARACTERS = "text: TfidfVectorizer of characters, LogisticRegression"
+MIXED = "mixed columns: ColumnTransformer of numbers and OneHotEncoder, LogisticRegression"
 IRIS_NAMES = np.array(["setosa", "versicolor", "virginica"])
 
 
@@ -207,6 +211,7 @@ def test_clusterers_detectors_and_transformers(tmp_path: Path, estimator: Any, o
 
 def test_a_text_pipeline_takes_strings_and_answers_class_names(tmp_path: Path, text_pipeline: Any) -> None:
     imported = load_model(text_pipeline, data=SENTIMENT, workdir=tmp_path)
+    assert imported.model.format == told()[WORDS]
     signature = imported.model.signature
     assert [(s.name, s.datatype, s.shape) for s in signature.inputs] == [("text", "BYTES", ("batch",))]
     assert signature.output("probabilities").labels == ("negative", "positive")
@@ -284,6 +289,8 @@ def test_text_steps_that_the_converter_gets_wrong_or_lacks_are_run_by_scikit_lea
             in model.notes[-1]
         )
         assert [p.name for p in tmp_path.iterdir()] == ["model.skops"]
+    if name.startswith("char"):
+        assert model.format == told()[CHARACTERS]
     assert model.signature.output("probabilities").labels == ("negative", "positive")
     with open_session(model) as session:
         given = session.run({"text": np.array(x, dtype=object)})["label"]
@@ -327,6 +334,7 @@ def test_a_column_transformer_takes_one_input_per_column(tmp_path: Path, with_da
     frame, y = table()
     data = {name: frame[name].to_numpy() for name in frame} if with_data else None
     imported = load_model(table_pipeline().fit(frame, y), data=data, workdir=tmp_path)
+    assert imported.model.format == told()[MIXED]
     assert {s.name: s.datatype for s in imported.model.signature.inputs} == {
         "length": "FP32",
         "width": "FP32",
@@ -343,6 +351,26 @@ def test_columns_in_another_order_than_the_models_are_refused(tmp_path: Path) ->
         load_model(model, data=data, workdir=tmp_path)
     data = {name: frame[name].to_numpy() for name in ("length", "width", "count")}
     assert load_model(model, data=data, workdir=tmp_path).model.signature.inputs[0].shape == ("batch", 3)
+
+
+def test_a_search_is_what_it_found(tmp_path: Path) -> None:
+    x, y = texts()
+    search = GridSearchCV(
+        make_pipeline(TfidfVectorizer(), LogisticRegression()), {"logisticregression__C": [1, 9]}, cv=2
+    )
+    imported = load_model(search.fit(x, y), data=SENTIMENT, workdir=tmp_path)
+    assert imported.model.format == "onnx", imported.model.notes
+    assert imported.model.signature.output("probabilities").labels == ("negative", "positive")
+
+
+def test_values_are_filled_in_before_trees_that_need_fp64(tmp_path: Path) -> None:
+    x, y = load_breast_cancer(return_X_y=True)
+    holes = np.where(np.random.default_rng(0).random(x.shape) < 0.1, np.nan, x)
+    trees = HistGradientBoostingClassifier(max_iter=20)
+    pipeline = make_pipeline(SimpleImputer(strategy="median"), StandardScaler(), trees).fit(holes, y)
+    model = load_model(pipeline, data={"x": holes}, workdir=tmp_path).model
+    assert (model.format, model.signature.inputs[0].datatype) == ("onnx", "FP64"), model.notes
+    np.testing.assert_allclose(answer(model, holes)["probabilities"], pipeline.predict_proba(holes), atol=1e-6)
 
 
 # --- what is refused
@@ -494,11 +522,7 @@ SHOWN: dict[str, tuple[Any, Any]] = {
 
 
 def test_the_page_has_the_estimators_that_are_tried_here() -> None:
-    text = ["text: TfidfVectorizer, LogisticRegression", "text: TfidfVectorizer of characters, LogisticRegression"]
-    others = [*text, "mixed columns: ColumnTransformer of numbers and OneHotEncoder, LogisticRegression"]
-    assert sorted(told()) == sorted([*SHOWN, *others, *BOOSTED])
-    assert told()[text[0]] == told()[others[2]] == "onnx"
-    assert told()[text[1]] == "sklearn"
+    assert sorted(told()) == sorted([*SHOWN, *BOOSTED, WORDS, CHARACTERS, MIXED])
 
 
 @pytest.mark.parametrize("name", SHOWN)
@@ -508,29 +532,59 @@ def test_an_estimator_becomes_what_the_page_says(tmp_path: Path, name: str) -> N
     assert imported.model.format == told()[name], imported.model.notes
 
 
+QUICK: dict[str, dict[str, Any]] = {
+    "xgboost": {"n_jobs": 1, "n_estimators": 5},
+    "lightgbm": {"n_jobs": 1, "n_estimators": 5, "verbose": -1},
+    "catboost": {"thread_count": 1, "iterations": 5, "verbose": False, "allow_writing_files": False},
+}
 BOOSTED = {
-    "StandardScaler, XGBClassifier": ("xgboost", "XGBClassifier", {"n_jobs": 1, "n_estimators": 3}),
-    "StandardScaler, LGBMClassifier": ("lightgbm", "LGBMClassifier", {"n_jobs": 1, "n_estimators": 3, "verbose": -1}),
-    "StandardScaler, CatBoostClassifier": (
-        "catboost",
-        "CatBoostClassifier",
-        {"thread_count": 1, "iterations": 3, "verbose": False, "allow_writing_files": False},
-    ),
+    "StandardScaler, XGBClassifier": ("xgboost", "XGBClassifier"),
+    "StandardScaler, XGBRegressor": ("xgboost", "XGBRegressor"),
+    "StandardScaler, LGBMClassifier": ("lightgbm", "LGBMClassifier"),
+    "StandardScaler, LGBMRegressor": ("lightgbm", "LGBMRegressor"),
+    "StandardScaler, CatBoostClassifier": ("catboost", "CatBoostClassifier"),
+    "StandardScaler, CatBoostRegressor": ("catboost", "CatBoostRegressor"),
 }
 
 
-@pytest.mark.parametrize("name", BOOSTED)
-def test_boosting_in_a_pipeline_is_run_by_its_library(tmp_path: Path, name: str) -> None:
-    module, kind, settings = BOOSTED[name]
+def behind_a_scaler(module: str, kind: str, x: Any, y: Any, **settings: Any) -> Any:
     library = pytest.importorskip(module, reason="needs pip install 'salver[boosting]'")
-    x, y = FLOWERS
-    pipeline = make_pipeline(StandardScaler(), getattr(library, kind)(**settings)).fit(x, y)
-    imported = load_model(pipeline, data={"x": x}, workdir=tmp_path)
-    model = imported.model
-    assert model.format == told()[name] == "sklearn"
-    assert f"has no converter for {module}'s {kind}" in model.notes[-1]
-    assert "import it without the pipeline" in model.notes[-1]
-    assert all(o.max_abs == 0.0 for o in imported.parity.outputs)
+    return make_pipeline(StandardScaler(), getattr(library, kind)(**QUICK[module], **settings)).fit(x, y)
+
+
+def answer(model: Any, x: Any) -> dict[str, Any]:
     with open_session(model) as session:
-        given = session.run({"x": x})
-    assert (given["label"] == np.ravel(pipeline.predict(x))).all()
+        return session.run({"x": x.astype(model.signature.inputs[0].dtype)})
+
+
+@pytest.mark.parametrize("name", BOOSTED)
+def test_boosting_behind_a_scaler_becomes_one_graph(tmp_path: Path, name: str) -> None:
+    x, y = PATIENTS if name.endswith("Regressor") else load_breast_cancer(return_X_y=True)
+    pipeline = behind_a_scaler(*BOOSTED[name], x, y)
+    model = load_model(pipeline, data={"x": x}, workdir=tmp_path).model
+    assert model.format == told()[name], model.notes
+    given = answer(model, x)
+    if name.endswith("Regressor"):
+        np.testing.assert_allclose(given["prediction"][:, 0], pipeline.predict(x), rtol=1e-5)
+    else:
+        np.testing.assert_allclose(given["probabilities"], pipeline.predict_proba(x), atol=1e-5)
+        assert (given["label"] == np.ravel(pipeline.predict(x))).all()
+
+
+@pytest.mark.parametrize("name", [name for name in BOOSTED if re.search("(LGBM|CatBoost)Classifier", name)])
+def test_classes_of_boosting_behind_a_scaler_keep_their_names(tmp_path: Path, name: str) -> None:
+    x, y = FLOWERS
+    pipeline = behind_a_scaler(*BOOSTED[name], x, IRIS_NAMES[y])
+    model = load_model(pipeline, data={"x": x}, workdir=tmp_path).model
+    assert model.format == "onnx", model.notes
+    assert model.signature.output("probabilities").labels == tuple(IRIS_NAMES)
+    assert (answer(model, x)["label"] == np.ravel(pipeline.predict(x))).all()
+
+
+def test_boosting_that_no_graph_can_say_is_run_with_its_steps(tmp_path: Path) -> None:
+    x, y = FLOWERS
+    pipeline = behind_a_scaler("xgboost", "XGBClassifier", x, y, missing=-1.0)
+    model = load_model(pipeline, data={"x": x}, workdir=tmp_path).model
+    assert model.format == "sklearn"
+    assert "this XGBClassifier takes -1 for a missing value" in model.notes[-1]
+    np.testing.assert_array_equal(answer(model, x)["probabilities"], pipeline.predict_proba(x))

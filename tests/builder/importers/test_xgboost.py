@@ -12,7 +12,7 @@ from salver.backends import open_session
 from salver.builder.importers import ImportOptions, load_model
 from salver.core.arrays import Array
 from salver.core.dataset import Dataset
-from salver.core.errors import CorruptArtifact, InvalidArgument
+from salver.core.errors import CorruptArtifact, InvalidArgument, Unimplemented
 from salver.datasets import open_dataset
 from salver.testing.importers import ImporterConformance
 
@@ -145,6 +145,13 @@ def test_training_that_was_stopped_early_ends_with_its_best_round(tmp_path: Path
         with open_session(imported.model) as session:
             given = session.run({"x": x.astype(np.float32)})["probabilities"]
         np.testing.assert_allclose(given, estimator.predict_proba(x), atol=2e-6)
+
+
+def test_a_number_that_stands_for_missing_values_is_refused(tmp_path: Path) -> None:
+    """Its file would not say so."""
+    estimator = xgboost.XGBClassifier(n_jobs=1, n_estimators=3, missing=-999.0).fit(*WINE)
+    with pytest.raises(Unimplemented, match=r"takes -999 for a missing value, .* fit it with NaN"):
+        load_model(estimator, workdir=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["m.ubj", "m.json", "m.bin"])

@@ -49,7 +49,7 @@ except ImportError as missing:
 
 from salver.backends._sklearn import describe_estimator, find_types
 from salver.backends.sklearn_inputs import ROWS, Column, plan_inputs, synthetic, to_frame
-from salver.backends.sklearn_model import LABEL, output_names, predict
+from salver.backends.sklearn_model import LABEL, chosen, output_names, predict
 from salver.builder.importers.sklearn_convert import convert, versions
 
 _LOG = logging.getLogger(__name__)
@@ -100,6 +100,7 @@ class SklearnImporter(Importer):
             check_is_fitted(given.estimator)
         except NotFittedError:
             raise InvalidArgument(f"{kind} is not fitted; call fit before importing it") from None
+        given = msgspec.structs.replace(given, estimator=chosen(given.estimator))
         columns = plan_inputs(given.estimator, data)
         draft = _draft(given, columns, workdir, data, options)
         refusals: list[str] = []

@@ -52,6 +52,12 @@ class XgboostImporter(BoostedImporter):
             return source
         if not source.__sklearn_is_fitted__():
             raise InvalidArgument(f"{type(source).__name__} is not fitted; call fit before importing it")
+        missing = getattr(source, "missing", math.nan)
+        if missing is not None and not math.isnan(missing):
+            raise Unimplemented(
+                f"this {type(source).__name__} takes {missing:g} for a missing value, which XGBoost keeps in no file; "
+                "fit it with NaN for missing values"
+            )
         return source.get_booster()
 
     def open(self, model: Any) -> Boosted:

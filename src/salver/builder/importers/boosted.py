@@ -126,7 +126,7 @@ class BoostedImporter(Importer):
         for number in _RUNGS:
             if forest is None:
                 break
-            graph = write_forest(forest, number, _labels(opened.classes or opened.boosted.classes))
+            graph = write_forest(forest, number, name_classes(opened.classes or opened.boosted.classes))
             note = "" if number == "FP32" else f"numbers are taken as FP64: {why[0]}"
             try:
                 return finish(
@@ -183,7 +183,7 @@ class BoostedImporter(Importer):
 
     def _native_signature(self, opened: Opened) -> Signature:
         signature = opened.boosted.signature
-        texts = any(not isinstance(c, int) for c in _labels(opened.classes or opened.boosted.classes))
+        texts = any(not isinstance(c, int) for c in name_classes(opened.classes or opened.boosted.classes))
         return Signature(
             inputs=signature.inputs,
             outputs=tuple(
@@ -196,7 +196,7 @@ class BoostedImporter(Importer):
 def _run(opened: Opened) -> Callable[[Mapping[str, Array]], Mapping[str, Array]]:
     """The original: the estimator's own methods, or the library's."""
     estimator = opened.estimator
-    labels = np.array(_labels(opened.classes or opened.boosted.classes), dtype=object)
+    labels = np.array(name_classes(opened.classes or opened.boosted.classes), dtype=object)
 
     def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         try:
@@ -222,7 +222,7 @@ def _ask(estimator: Any, x: Array) -> dict[str, Array]:
     return {"prediction": np.asarray(estimator.predict(x)).reshape(len(x), -1)}
 
 
-def _labels(classes: tuple[Any, ...]) -> tuple[Any, ...]:
+def name_classes(classes: tuple[Any, ...]) -> tuple[Any, ...]:
     """What labels are for each class: whole numbers, or texts; empty where they are the numbers of the classes."""
     if all(_PLAIN_NUMBER.fullmatch(str(c)) for c in classes):
         numbers = tuple(int(c) for c in classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from onnx import TensorProto
 from salver.backends.sklearn_inputs import Column
 from salver.backends.sklearn_model import output_names
 from salver.builder.importers.onnx_edit import rename_value
+from salver.builder.importers.sklearn_boosted import add_boosted, labels_of, library_of
 from salver.core.errors import MissingExtra, Unimplemented
 
 try:
@@ -40,6 +42,7 @@ try:
         VotingClassifier,
     )
     from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.impute import SimpleImputer
     from sklearn.svm import LinearSVC
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 except ImportError as missing:
@@ -67,6 +70,7 @@ _TREES: Final = {
         *_HIST,
     )
 }
+_IMPUTER: Final = sklearn_operator_name_map[SimpleImputer]
 _VOTING: Final = {VotingClassifier: sklearn_operator_name_map[VotingClassifier]}
 _TREE_NUMBERS: Final = frozenset({"nodes_values", "class_weights", "target_weights", "base_values"})
 _TENSOR_ATTRIBUTES: Final = 3
@@ -80,7 +84,6 @@ _FORESTS: Final = {
     RandomForestClassifier: convert_sklearn_random_forest_classifier,
     RandomForestRegressor: convert_sklearn_random_forest_regressor_converter,
 }
-_BOOSTING: Final = ("xgboost", "lightgbm", "catboost")
 _CLASS: Final = re.compile(r"<class '([\w.]+)'>")
 _WORD_PATTERN: Final = r"(?u)\b\w\w+\b"
 _WORDS_IN_RE2: Final = r"[\p{L}\p{N}_]{2,}"
@@ -98,8 +101,15 @@ def convert(estimator: Any, columns: list[Column]) -> onnx.ModelProto:
         Unimplemented: there is no converter for a step, or it fails; names it.
     """
     initial = [(c.name, _TYPES[c.datatype]([None, *c.inner])) for c in columns]
-    mended = {**dict.fromkeys(_TREES, _convert_trees), **dict.fromkeys(_VOTING, _convert_voting)}
-    aliases = {**_TREES, **_VOTING}
+    boosted = {type(part) for part in _parts(estimator) if library_of(part)}
+    mended = {
+        **dict.fromkeys(_TREES, _convert_trees),
+        **dict.fromkeys(_VOTING, _convert_voting),
+        **dict.fromkeys(boosted, _convert_boosted),
+        SimpleImputer: _convert_imputer,
+    }
+    aliases = {**_TREES, **_VOTING, SimpleImputer: _IMPUTER}
+    shapes = {kind: get_shape_calculator(alias) for kind, alias in aliases.items()}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its doubts are settled by the parity check
@@ -110,7 +120,8 @@ def convert(estimator: Any, columns: list[Column]) -> onnx.ModelProto:
                 target_opset=_OPSETS,
                 options=_options(estimator),
                 custom_conversion_functions=mended,
-                custom_shape_calculators={kind: get_shape_calculator(alias) for kind, alias in aliases.items()},
+                custom_shape_calculators={**shapes, **dict.fromkeys(boosted, _shape_boosted)},
+                custom_parsers=dict.fromkeys(boosted, _parse_boosted),
             )
     except (exceptions.MissingConverter, exceptions.MissingShapeCalculator) as error:
         raise Unimplemented(f"skl2onnx {skl2onnx.__version__} has no converter{_for(error)}") from error
@@ -144,13 +155,14 @@ def _options(estimator: Any) -> dict[int, dict[str, Any]]:
     has."""
     options: dict[int, dict[str, Any]] = {}
     last = _last(estimator)
-    if is_classifier(estimator) and not isinstance(
-        last, LinearSVC
-    ):  # LinearSVC has no such option: it gives plain tensors
+    plain = isinstance(last, LinearSVC) or library_of(last)  # these give plain tensors, and have no such option
+    if is_classifier(estimator) and not plain:
         options[id(estimator)] = {"zipmap": False}
     if is_classifier(estimator) and not hasattr(estimator, "predict_proba"):
         options.setdefault(id(last), {})["raw_scores"] = True
     for part in _parts(estimator):
+        if library_of(part):
+            options[id(part)] = {}  # else skl2onnx gives it one that it has not
         if isinstance(part, CountVectorizer):
             options[id(part)] = {"locale": "C"}
             if part.analyzer == "word" and part.token_pattern == _WORD_PATTERN:
@@ -203,6 +215,34 @@ def _convert_trees(scope: Any, operator: Any, container: Any) -> None:
         get_converter(_TREES[kind])(scope, operator, mended)
 
 
+def _parse_boosted(scope: Any, estimator: Any, inputs: Any, custom_parsers: Any = None) -> Any:
+    """Which outputs a boosting estimator has; skl2onnx takes the classifiers of CatBoost for regressors."""
+    del custom_parsers  # it has no steps
+    operator = scope.declare_local_operator("Boosted", estimator)
+    operator.inputs = inputs
+    for name in output_names(estimator):
+        operator.outputs.append(scope.declare_local_variable(name, data_types.FloatTensorType()))
+    return operator.outputs
+
+
+def _shape_boosted(operator: Any) -> None:
+    rows = operator.inputs[0].get_first_dimension()
+    double = isinstance(operator.inputs[0].type, data_types.DoubleTensorType)
+    scores = data_types.DoubleTensorType if double else data_types.FloatTensorType
+    classes = getattr(operator.raw_operator, "classes_", ())
+    if len(operator.outputs) == 1:
+        operator.outputs[0].set_type(scores([rows, None]))  # how many, the trees say
+        return
+    words = any(isinstance(label, str) for label in labels_of(operator.raw_operator))
+    operator.outputs[0].set_type((data_types.StringTensorType if words else data_types.Int64TensorType)([rows]))
+    operator.outputs[1].set_type(scores([rows, len(classes)]))
+
+
+def _convert_boosted(scope: Any, operator: Any, container: Any) -> None:
+    kind = type(operator.inputs[0].type)
+    add_boosted(scope, operator, container, next((name for name, known in _TYPES.items() if known is kind), ""))
+
+
 def _convert_voting(scope: Any, operator: Any, container: Any) -> None:
     """``flatten_transform`` shapes only the answer of ``transform``, which is not converted; skl2onnx refuses it all
     the same."""
@@ -250,6 +290,34 @@ class _TreeContainer:
         return result
 
 
+def _convert_imputer(scope: Any, operator: Any, container: Any) -> None:
+    imputer, double = operator.raw_operator, isinstance(operator.inputs[0].type, data_types.DoubleTensorType)
+    missing = imputer.missing_values
+    if double and isinstance(missing, float) and math.isnan(missing):
+        container = _ImputerContainer(container, scope, imputer.statistics_)
+    get_converter(_IMPUTER)(scope, operator, container)
+
+
+class _ImputerContainer:
+    """Says in other nodes what ``Imputer`` does, which ONNX Runtime has for FP32 alone."""
+
+    def __init__(self, container: Any, scope: Any, fill: Any) -> None:
+        self._container, self._scope, self._fill = container, scope, fill
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
+
+    def add_node(self, op_type: str, inputs: Any, outputs: Any, **attributes: Any) -> None:
+        if op_type != "Imputer":
+            self._container.add_node(op_type, inputs, outputs, **attributes)
+            return
+        missing, fill = (self._scope.get_unique_variable_name(name) for name in ("missing", "fill"))
+        self._container.add_initializer(fill, TensorProto.DOUBLE, [1, len(self._fill)], self._fill.tolist())
+        self._container.add_node("IsNaN", inputs, missing, name=self._scope.get_unique_operator_name("IsNaN"))
+        where = self._scope.get_unique_operator_name("Where")
+        self._container.add_node("Where", [missing, fill, inputs], outputs, name=where)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, list) and any(isinstance(v, bool | np.bool_) for v in value):
         return [int(v) for v in value]
@@ -257,14 +325,11 @@ def _plain(value: Any) -> Any:
 
 
 def _for(error: Exception) -> str:
-    """Which class has no converter, and what to do about one that another importer reads."""
+    """Which class has no converter."""
     found = _CLASS.search(str(error))
     if found is None:
         return f": {_line(error)}"
-    library, name = found[1].partition(".")[0], found[1].rpartition(".")[2]
-    if library not in _BOOSTING:
-        return f" for {library}'s {name}"
-    return f" for {library}'s {name} in a pipeline; to have it as ONNX, import it without the pipeline"
+    return f" for {found[1].partition('.')[0]}'s {found[1].rpartition('.')[2]}"
 
 
 def _line(error: Exception) -> str:

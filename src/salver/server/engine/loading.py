@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Iterable
@@ -161,7 +162,8 @@ def look_at(path: Path, name: str, told: Told, settings: ServeSettings) -> Known
             "start the server with --workers 1 or more"
         )
     if settings.trusted_key and (apart or runs_code(bundle.model.processing)):
-        _trust(bundle, name, Path(settings.trusted_key))
+        with contextlib.suppress(PermissionDenied):  # what runs code asks for trust, and says who signed instead
+            bundle.trust(Path(settings.trusted_key))
     if told.class_names:
         if bundle.model.processing is not None:
             raise InvalidArgument(f"'{path}' names its classes itself, in its processing steps; remove the label files")
@@ -173,14 +175,6 @@ def look_at(path: Path, name: str, told: Told, settings: ServeSettings) -> Known
     hints = bundle.record.hints if bundle.record is not None else {}
     run = settings.for_model(name, hints, told.config, told.asked, read_tuned(path, bundle.digest))
     return Known(path, bundle, run, served, sum(size for size, _, _ in stamp), stamp)
-
-
-def _trust(bundle: Bundle, name: str, public_key: Path) -> None:
-    """Let code in a bundle be run, if that key signed it. Nothing is refused here: what runs code asks for trust."""
-    try:
-        bundle.trust(public_key)
-    except PermissionDenied as error:
-        _LOG.warning("model '%s': code in it is not run: %s", name, error.message)
 
 
 def _stamp(paths: Iterable[Path]) -> tuple[tuple[int, int, int], ...]:
