@@ -7,7 +7,7 @@
 then started with the workers, lanes, threads and batch of its answer, on as many cores, and the load, Poisson arrivals
 of that rate, comes from the others. Beside what was foretold stands the spread of the repetitions. Ends with 1 where
 fewer than 99 % of the requests were answered within the objective in half of the repetitions or more. Without a
-model, the network of `plan_check.py` is taken. Linux.
+model, `minilm` of `networks.py` is taken. Linux.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import networks
 import plan_check
 
 from salver.client.load import LoadPlan, measure
@@ -97,9 +98,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0)
     told = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        model = told.model or Path(folder) / "dense.onnx"
+        model = told.model or Path(folder) / "minilm.onnx"
         if told.model is None:
-            plan_check.write_model(model)
+            networks.minilm(model)
         return 0 if check(model, told) else 1
 
 

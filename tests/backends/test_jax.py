@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +58,28 @@ def test_inputs_have_the_order_of_the_signature_whatever_that_of_the_file(tmp_pa
     with JaxBackend().load(model, SessionOptions()) as session:
         inputs = {"z": np.array([5], np.float32), "a": np.array([3], np.float32)}
         assert session.run(inputs)["output"] == 2
+
+
+THREADS = """
+import sys
+from pathlib import Path
+import numpy as np
+from salver.backends import SessionOptions, find_backend
+from salver.core.model import Blob, Model
+
+blob = Blob.of(Path(sys.argv[1]))
+backend = find_backend("stablehlo")
+model = Model(format="stablehlo", signature=backend.describe(blob), blobs=(blob,))
+with backend.load(model, SessionOptions(threads=int(sys.argv[2]))) as session:
+    session.run({"x": np.ones((2, 4), np.float32)})
+print(sum(t.joinpath("comm").read_text().strip() == "tf_XLAEigen" for t in Path("/proc/self/task").iterdir()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc, which Linux has")
+def test_the_first_session_of_a_process_says_how_many_threads_there_are(tmp_path: Path) -> None:
+    make(tmp_path / "net", lambda x: x @ W, "x:float32[batch,4]")
+    for threads in ("1", "3"):
+        command = [sys.executable, "-c", THREADS, str(tmp_path / "net"), threads]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.split()[-1] == threads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +55,24 @@ def test_what_a_library_is_missing_for_is_said_with_the_extra(monkeypatch: pytes
         "missing": "torch, onnxscript",
         "install": "pip install 'salver[torch]'",
     }
+
+
+def test_frameworks_are_loaded_only_where_there_may_be_other_hardware(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_doctor.sys, "platform", "linux")
+    monkeypatch.setattr(_doctor, "_DEVICES", tmp_path)
+    assert _doctor._asked() == {"onnxruntime", "openvino"}
+    (tmp_path / "nvidia0").touch()
+    assert _doctor._asked() == {"onnxruntime", "openvino", "torch", "tensorflow", "jax"}
+
+
+def test_what_is_told_without_loading_is_what_the_backend_itself_tells(found: dict[str, Any]) -> None:
+    sklearn = found["backends"]["sklearn"]
+    own = _doctor._probe("sklearn")
+    assert own["versions"].items() <= sklearn["versions"].items()
+    assert list(sklearn["formats"]) == own["formats"]
+    assert list(sklearn["providers"]) == own["providers"]
 
 
 def test_a_backend_that_dies_while_loading_costs_one_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,17 @@ _TOGETHER: Final = frozenset({"onnxruntime"})
 
 BACKENDS: Final[Family[type[Backend]]] = Family("backends", BUILTIN)
 
-__all__ = ["BACKENDS", "BUILTIN", "Backend", "Session", "SessionOptions", "find_backend", "open_session", "runs_apart"]
+__all__ = [
+    "BACKENDS",
+    "BUILTIN",
+    "Backend",
+    "Session",
+    "SessionOptions",
+    "find_backend",
+    "formats_of",
+    "open_session",
+    "runs_apart",
+]
 
 
 def find_backend(format: str) -> Backend:
@@ -63,6 +73,18 @@ def find_backend(format: str) -> Backend:
         if name not in BUILTIN and format in (backend := BACKENDS.get(name)()).formats:
             return backend
     raise Unimplemented(f"no backend runs format '{format}'; installed backends: {', '.join(BACKENDS.names())}")
+
+
+def formats_of(name: str) -> tuple[str, ...]:
+    """The formats that a backend runs; no built-in is loaded to tell.
+
+    Raises:
+        UnknownName: there is no such backend.
+        MissingExtra: a plug-in needs an optional library.
+    """
+    if name in BUILTIN:
+        return tuple(format for format, backend in _BY_FORMAT.items() if backend == name)
+    return BACKENDS.get(name)().formats
 
 
 def runs_apart(format: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ Function = Callable[..., Any]
 
 class JaxBackend(Backend):
     """Runs what `jax.export` wrote (https://docs.jax.dev/en/latest/export/export.html) by XLA, which compiles once for
-    each new shape. Threads are XLA's own: `threads` has no say here."""
+    each new shape. XLA has one pool of threads in a process: the first session's count stands."""
 
     name = "jax"
     formats = ("stablehlo",)
@@ -57,6 +58,7 @@ class JaxBackend(Backend):
         return tuple(dict.fromkeys((_PROVIDERS.get(default, default), "cpu")))
 
     def load(self, model: Model, options: SessionOptions) -> Session:
+        os.environ["PJRT_NPROC"] = str(options.threads)  # read once, when XLA makes its pool
         present = self.providers()
         if options.provider not in ("auto", *present):
             raise UnknownName("execution provider", options.provider, ("auto", *present))

@@ -7,10 +7,11 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -18,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import salver
-from salver.backends import BACKENDS
+from salver.backends import BACKENDS, BUILTIN, formats_of
 from salver.builder.exporters import EXPORTERS
 from salver.builder.importers import IMPORTERS
 from salver.cli._accelerators import ACCELERATORS, UNTESTED
@@ -28,15 +29,19 @@ from salver.processing import PROCESSING
 
 _REQUIREMENT: Final = re.compile(r"([A-Za-z0-9._-]+).*;.*extra == ['\"]([a-z]+)['\"]")
 _PROBE_S: Final = 120.0
+_LIGHT: Final = ("onnxruntime", "openvino")
+_DEVICES: Final = Path("/dev")
+_ACCELERATOR_DEVICES: Final = ("nvidia*", "kfd", "dxg", "accel*", "vfio/*")
+"""As Linux names GPUs and TPUs; without any a framework has the CPU alone."""
 # Members that need an optional library: the extra that brings it, and what has to be importable.
 NEEDS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "torch": ("torch", ("torch", "onnxscript")),
     "pt2": ("torch", ("torch",)),
     "torchscript": ("torch", ("torch",)),
     "safetensors": ("safetensors", ("safetensors",)),
-    "protobuf": ("tensorflow", ("tensorflow",)),
-    "tensorflow": ("tensorflow", ("tensorflow",)),
-    "savedmodel": ("tensorflow", ("tensorflow",)),
+    "protobuf": ("tensorflow", ("tensorflow", "keras")),
+    "tensorflow": ("tensorflow", ("tensorflow", "keras")),
+    "savedmodel": ("tensorflow", ("tensorflow", "keras")),
     "keras": ("tensorflow", ("tensorflow", "keras")),
     "h5": ("tensorflow", ("tensorflow", "keras")),
     "litert": ("litert", ("ai_edge_litert",)),
@@ -79,14 +84,35 @@ def examine() -> dict[str, Any]:
 
 
 def _examine_backends() -> dict[str, dict[str, Any]]:
-    """Each loaded in a process of its own, two at a time."""
+    """Told from what is installed; loaded, in a process of its own each, where only that tells the providers."""
     found = _examine_members(BACKENDS)
     here = [name for name, member in found.items() if member["present"]]
+    asked = _asked()
+    distributions = packages_distributions()
+    loaded = [name for name in here if name in asked or name not in BUILTIN]
+    for name in here:
+        if name not in loaded:
+            versions = _installed_versions(name, distributions)
+            found[name] |= {"versions": versions, "formats": formats_of(name), "providers": ("cpu",)}
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for name, offered in zip(here, pool.map(_probe, here), strict=True):
+        for name, offered in zip(loaded, pool.map(_probe, loaded), strict=True):
             found[name] |= offered
             found[name]["present"] = "versions" in offered
     return found
+
+
+def _asked() -> set[str]:
+    """Built-ins whose providers differ from machine to machine: those that load in no time, and, where this machine may
+    have other hardware than CPUs, the frameworks."""
+    if sys.platform == "linux" and not any(True for pattern in _ACCELERATOR_DEVICES for _ in _DEVICES.glob(pattern)):
+        return set(_LIGHT)
+    return {*_LIGHT, *(backend for one in ACCELERATORS for backend in one.backends)}
+
+
+def _installed_versions(name: str, distributions: Mapping[str, list[str]]) -> dict[str, str]:
+    modules = NEEDS.get(name, ("", ()))[1]
+    wanted = {distribution for module in modules for distribution in distributions.get(module, ())}
+    return {one.replace("_", "-"): version(one) for one in sorted(wanted)} or {"python": platform.python_version()}
 
 
 def _probe(name: str) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def test_what_no_converter_takes_runs_in_keras_itself_and_says_so(tmp_path: Path
     model = keras.Model(x, real)
     imported = load_model(model, workdir=tmp_path)
     assert imported.model.format in ("keras", "savedmodel")
-    assert "is not optimized: no route to ONNX keeps its answers" in imported.model.notes[-1]
+    assert "and not optimized: no route to ONNX keeps its answers" in imported.model.notes[-1]
     assert "Keras' own export failed" in imported.model.notes[-1]
     rows = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
     with open_session(imported.model) as session:

@@ -220,7 +220,7 @@ def test_a_transpose_that_a_converter_gets_wrong_is_caught(
         monkeypatch.setitem(TOOLCHAINS, "onnx2tf", stand_in)
         toolchains.install("onnx2tf")
         if swapped:
-            with pytest.raises(ParityFailed, match="output 'y', input row 1"):
+            with pytest.raises(ParityFailed, match="output 'y', input row"):
                 export_model(imported, exporter, tmp_path / "net.tflite")
         else:
             made = export_model(imported, exporter, tmp_path / "right.tflite")
@@ -234,5 +234,19 @@ def test_the_real_onnx2tf_converts_and_its_answers_hold(tmp_path: Path) -> None:
     made = export_model(
         load_model(net(tmp_path), workdir=tmp_path / "import"), find_exporter("tflite"), tmp_path / "a.tflite"
     )
+    assert made.parity is not None
+    assert made.parity.outputs[0].max_rel <= 1e-4
+
+
+@pytest.mark.skipif("TEST_TOOLCHAINS" not in os.environ, reason="installs from PyPI: make toolchains")
+def test_the_real_litert_torch_converts_and_its_answers_hold(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="pip install 'salver[torch]'")
+    install("litert-torch")
+    layers = (torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 5))
+    program = torch.export.export(torch.nn.Sequential(*layers).eval(), (torch.ones(1, 3, 8, 8),))
+    torch.export.save(program, tmp_path / "net.pt2")
+    imported = load_model(tmp_path / "net.pt2", workdir=tmp_path / "import")
+    made = export_model(imported, find_exporter("tflite"), tmp_path / "net.tflite")
+    assert made.route == "the exported program, converted by the toolchain litert-torch"
     assert made.parity is not None
     assert made.parity.outputs[0].max_rel <= 1e-4

@@ -28,7 +28,10 @@ def test_a_model_is_timed_by_batch_size_and_threads() -> None:
         assert 0 < latency.ratios[0] <= 1 <= latency.ratios[-1]
         assert 0 < latency.cpu_share <= 1
     overheads = msgspec.structs.asdict(found.overheads)
+    wake = overheads.pop("wake")
     assert all(0 <= seconds < 0.1 for seconds in overheads.values())
+    assert [point.slept_s for point in wake] == sorted({point.slept_s for point in wake})
+    assert all(0 <= point.loop_s < 0.1 and 0 <= point.lane_s < 0.1 for point in wake)
     assert min(overheads["turn_s"], overheads["decode_s"], overheads["encode_s"], overheads["handoff_s"]) > 0
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from salver.core.errors import Internal, SalverError
+from salver.core.traces import Arrival, write_trace
 from salver.server.engine.base import InferRequest
 from salver.server.engine.scheduler import Batch, Limits, Scheduler, WaitUntil
 from salver.server.engine.served import INLINE_S
@@ -26,6 +28,8 @@ from salver.server.planning.scenario import (
     Scenario,
     SimulatedModel,
     Stream,
+    Trace,
+    Wake,
 )
 from salver.server.planning.simulator import simulate
 
@@ -115,6 +119,56 @@ def test_what_the_event_loop_does_takes_time() -> None:
     assert simulate(crowd).p50_s > 4 * simulate(busy).p50_s
 
 
+def replay(folder: Path, *at_s: float, cores: int = 1, slo_s: float = 0.0, **overheads: Any) -> Outcome:
+    """Requests at these times, of which each takes a lane for 10 ms, alone."""
+    path = folder / "trace.jsonl"
+    write_trace(path, (Arrival(at) for at in at_s))
+    return simulate(
+        Scenario(
+            name="replay",
+            models={"m": SimulatedModel(latency=Latency(base_s=0.01), max_batch=1, slo_s=slo_s)},
+            streams=(Stream(model="m", arrivals=Trace(path=str(path))),),
+            fleet=Fleet(cores=cores),
+            overheads=msgspec.structs.replace(NOTHING, **overheads),
+        )
+    )
+
+
+def test_a_run_does_not_pay_for_what_its_turn_did_before_it(tmp_path: Path) -> None:
+    found = replay(tmp_path, 0.0, decode_s=0.002, encode_s=0.001, turn_s=0.003)
+    assert found.p50_s == pytest.approx(0.002 + 0.01 + 0.001 + 2 * 0.003)
+
+
+def test_a_request_that_comes_during_a_run_disturbs_it(tmp_path: Path) -> None:
+    # The second comes in the middle of the first's run: 10 ms, and 5 ms more.
+    assert replay(tmp_path, 0.0, 0.005).mean_s == pytest.approx(0.0125)
+    for disturbance in ("refill_s", "interrupt_s"):
+        assert replay(tmp_path, 0.0, 0.005, **{disturbance: 0.001}).mean_s == pytest.approx(0.0135)
+    for disturbance in ("refill_s", "interrupt_s", "wait_s"):
+        assert replay(tmp_path, 0.0, 0.005, cores=2, **{disturbance: 0.001}).mean_s == pytest.approx(0.0125)
+    late = replay(tmp_path, 0.0, 0.005, wait_s=0.001)
+    assert late.mean_s == pytest.approx(0.0125)
+    assert late.mean_wait_s == pytest.approx(0.002)
+
+
+def test_who_slept_takes_longer(tmp_path: Path) -> None:
+    wake = (Wake(slept_s=0.1, loop_s=0.001, lane_s=0.002), Wake(slept_s=0.5, loop_s=0.003, lane_s=0.002))
+    overheads = Overheads(wake=wake)
+    assert [overheads.waking_s(slept_s) for slept_s in (0.0, 0.05, 0.1, 0.3, 0.5, 9.0)] == [
+        pytest.approx(pair)
+        for pair in ((0.0, 0.0), (0.0005, 0.001), (0.001, 0.002), (0.002, 0.002), (0.003, 0.002), (0.003, 0.002))
+    ]
+    found = replay(tmp_path, 0.0, 1.0, wake=wake)
+    assert found.mean_s == pytest.approx(0.01 + 0.005 / 2)
+
+
+def test_a_refusal_takes_time(tmp_path: Path) -> None:
+    at_s = (0.0, *(0.001 for _ in range(30)))
+    quick, slow = (replay(tmp_path, *at_s, slo_s=0.025, encode_s=seconds) for seconds in (0.0, 50e-6))
+    assert slow.refused["RESOURCE_EXHAUSTED"] > 20
+    assert slow.p50_s > quick.p50_s + 0.001
+
+
 def test_the_same_scenario_gives_the_same_outcome() -> None:
     first, second = (queue(Poisson(rate_per_s=500), ratios=EXPONENTIAL, requests=3000) for _ in range(2))
     assert first == second
@@ -174,7 +228,7 @@ class Starves(Scheduler):
             self.later = [*getattr(self, "later", []), request]
         else:
             super().submit(request, now)
-        if now > 0.5:
+        if now > 0.5 and self.queued <= 20:  # where all find room
             for forgotten in self.__dict__.pop("later", []):
                 arrived_s = forgotten.arrived_s
                 super().submit(forgotten, now)

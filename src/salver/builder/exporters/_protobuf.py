@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from salver.backends.tensorflow_graph import open_saved_model, versions
 from salver.builder.exporters.base import Exported, Exporter, ExportOptions, exported_model, no_route
+from salver.builder.exporters.graphdef_canonical import canonicalize
 from salver.builder.exporters.prove import prove
 from salver.builder.exporters.tensorflow_source import saved_model
 from salver.builder.importers.base import Imported
@@ -69,6 +70,7 @@ class ProtobufExporter(Exporter):
 def _named(frozen: Any, names: Sequence[str]) -> Any:
     """The graph with outputs of their own names."""
     definition = frozen.graph.as_graph_def()
+    canonicalize(definition)
     taken = {node.name for node in definition.node}
     for name, tensor in zip(sorted(names), frozen.outputs, strict=True):
         kind = tf.compat.v1.AttrValue(type=tensor.dtype.as_datatype_enum)

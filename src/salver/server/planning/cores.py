@@ -23,6 +23,7 @@ class Cores:
     Args:
         count: cores.
         loops: event loops that share them.
+        refill_s: which a run loses each time that an event loop takes its core.
         at: calls a function at a time.
         ended: told when a run has ended, and of what it was given with the run.
     """
@@ -38,14 +39,16 @@ class Cores:
         "_loops",
         "_loss",
         "_rate",
+        "_refill_s",
         "_sequence",
         "_v",
     )
 
-    def __init__(self, count: int, loops: int, at: At, ended: Ended) -> None:
+    def __init__(self, count: int, loops: int, refill_s: float, at: At, ended: Ended) -> None:
         self._count = count
         self._at = at
         self._ended = ended
+        self._refill_s = refill_s
         self._loops = [0.0] * loops  # until when each is busy
         self._heap: list[tuple[float, int, int, Any]] = []
         self._demand = 0
@@ -75,9 +78,18 @@ class Cores:
             self._arm()
 
     def loop(self, slot: int, began_s: float, until_s: float) -> None:
-        """The event loop of a worker is busy for some time."""
+        """The event loop of a worker is busy for some time, in which no run begins."""
         self._v -= self._loss * (until_s - began_s)
         self._loops[slot] = until_s
+
+    def interrupt(self, now: float) -> float:
+        """An event loop begins a turn; for how long the run that it takes a core from would have gone on, 0 where it
+        takes none."""
+        if not self._demand or not self._loss:
+            return 0.0
+        v = self._v + max(0.0, now - self._at_s) * self._rate
+        self._v -= self._loss * self._refill_s
+        return max(0.0, self._heap[0][0] - v) / self._rate
 
     def crowding(self, slot: int, now: float) -> float:
         """How many times slower an event loop is because more of them are busy than there are cores."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 from time import perf_counter
@@ -18,7 +18,7 @@ from salver.bundle.calibrate import synthetic_inputs
 from salver.core.arrays import Array
 from salver.core.errors import FailedPrecondition
 from salver.server.engine.base import InferRequest, batchable
-from salver.server.engine.lanes import Execute, attempt, execute
+from salver.server.engine.lanes import Run, attempt, execute
 from salver.server.engine.loading import load
 from salver.server.engine.scheduler import Batch
 from salver.server.planning.overheads import measure_overheads
@@ -74,10 +74,12 @@ def measure(bundle: Bundle, threads: Sequence[int], *, max_batch: int = 32, budg
         with loaded.session as session:
             row = _row(bundle, session)
             merge, reason, inline = loaded.merge, loaded.merge_reason, loaded.inline
-            latencies[count] = _time(session, row, max_batch if merge else 1, budget_s)
+            timed = partial(_run, session, row)
+            latencies[count] = _time(timed, max_batch if merge else 1, budget_s)
             if not row_bytes:
                 row_bytes = max(1, sum(array.nbytes for array in row.values()))
-                overheads = measure_overheads(session.signature, row, session.run(row))
+                most = max_batch if merge else 1
+                overheads = measure_overheads(session, row, latencies[count], timed, most, inline=inline)
     return Measured(
         latencies=latencies,
         merge=merge,
@@ -100,20 +102,25 @@ def _row(bundle: Bundle, session: Session) -> dict[str, Array]:
         raise FailedPrecondition(f"'{bundle.name}' cannot be timed: {error.message}; build it with data") from None
 
 
-def _time(session: Session, row: dict[str, Array], max_batch: int, budget_s: float) -> Latency:
+def _run(session: Session, row: dict[str, Array], rows: int) -> Run:
+    """A batch of so many, which nothing else needs."""
+    requests = [InferRequest(row, 1, _ignore) for _ in range(rows)]
+    ran = attempt(partial(execute, session, batchable(session.signature)), Batch(requests, rows, 0, 0.0))
+    if ran.error is not None:
+        raise ran.error
+    return ran
+
+
+def _time(timed: Callable[[int], Run], max_batch: int, budget_s: float) -> Latency:
     sizes = [1]
     while sizes[-1] < max_batch:
         sizes.append(min(2 * sizes[-1], max_batch))
-    run: Execute = partial(execute, session, batchable(session.signature))
-    batches = [Batch([InferRequest(row, 1, _ignore) for _ in range(size)], size, 0, 0.0) for size in sizes]
     laps: list[list[tuple[float, float]]] = [[] for _ in sizes]
     until: float = 0.0
     rounds = -_WARM_ROUNDS
     while rounds < _LEAST_ROUNDS or perf_counter() < until:
-        for batch, times in zip(batches, laps, strict=True):
-            ran = attempt(run, batch)
-            if ran.error is not None:
-                raise ran.error
+        for size, times in zip(sizes, laps, strict=True):
+            ran = timed(size)
             if rounds >= 0:
                 times.append((ran.compute_s, ran.cpu_s))
         rounds += 1

@@ -151,13 +151,14 @@ class SimulatedServed:
             work_s = self._run_s(found) * worker.factor
             worker.ledger.work_s += work_s * self.model.threads
             run.began_s = now
+            worker.tell(now)  # the run has nothing to do with what came before it
             worker.cores.start(now, work_s, self.model.threads, run)
             lane = self.free[-1] if self.free else lane
             found = scheduler.next_batch(lane, now)
-        self.answer_refused(now)
+        refused_s = self.answer_refused(now)
         if type(found) is WaitUntil:
             self._wake_at(found.at_s, now)
-        return now
+        return refused_s
 
     def kick_soon(self) -> None:
         """In the next turn."""
@@ -169,7 +170,6 @@ class SimulatedServed:
         """A lane has run a batch; when the event loop is done with it."""
         ended_s = now
         self.settle(run, now, inline=False)
-        self._lag_s = ended_s - run.batch.started_s - run.compute_s
         lane = run.batch.lane
         self.running.pop(lane, None)
         self.free.append(lane)
@@ -191,8 +191,7 @@ class SimulatedServed:
     def answer(self, run: Run, now: float, ended_s: float) -> float:
         """Answer a batch's requests, each with what was computed for it; when that is done."""
         if run.failed:
-            self.answer_refused(now)
-            return now
+            return self.answer_refused(now)
         worker = self.worker
         ledger, encode_s, ended = worker.ledger, worker.overheads.encode_s * worker.pace, worker.ended
         end, took_s, waited_s = ledger.end, ledger.took_s, ledger.waited_s
@@ -215,11 +214,14 @@ class SimulatedServed:
             self.scheduler.answered(run.batch, now - ended_s + self._lag_s)
         return now
 
-    def answer_refused(self, now: float) -> None:
-        """Answer those that the scheduler gave up."""
+    def answer_refused(self, now: float) -> float:
+        """Answer those that the scheduler gave up; when that is done."""
+        worker = self.worker
         for request, error in self.scheduler.take_refused():
             if request.state == DONE:
-                self.worker.refuse(request, error, now)  # type: ignore[arg-type]  # all requests here are simulated
+                now += worker.overheads.encode_s * worker.pace
+                worker.refuse(request, error, now)  # type: ignore[arg-type]  # all requests here are simulated
+        return now
 
     def die(self, now: float) -> None:
         """The process is gone, and with it all that waits and runs."""
@@ -231,10 +233,12 @@ class SimulatedServed:
                     self.worker.refuse(request, KILLED, now)  # type: ignore[arg-type]  # all are simulated
 
     def _run_s(self, batch: Batch) -> float:
-        overheads = self.worker.overheads
+        worker = self.worker
+        overheads = worker.overheads
         seconds = self._draws.run_s(batch.run_rows) + overheads.merge_s + overheads.merge_row_s * batch.rows
         hang_s, self.hang_s = self.hang_s, 0.0
-        return seconds + hang_s
+        cold_s, worker.cold_s = worker.cold_s, 0.0
+        return seconds + hang_s + cold_s
 
     def _check(self, batch: Batch) -> Run:
         """What holds for every batch when it starts."""

@@ -229,6 +229,19 @@ class Fault(_Data, frozen=True, kw_only=True):
     worker: int = -1
 
 
+class Wake(_Data, frozen=True, kw_only=True):
+    """What sleep costs: caches are cold, and the core's clock slow.
+
+    Args:
+        slept_s: how long a worker had nothing to do.
+        loop_s, lane_s: by which the next turn of its event loop, and the next run, are longer.
+    """
+
+    slept_s: float
+    loop_s: float
+    lane_s: float
+
+
 class Overheads(_Data, frozen=True, kw_only=True):
     """What a worker spends besides running the model, in seconds.
 
@@ -238,8 +251,12 @@ class Overheads(_Data, frozen=True, kw_only=True):
         encode_s: answering one, on the event loop.
         handoff_s: giving a batch to a lane and taking it back, on the event loop.
         merge_s, merge_row_s: putting a batch together and apart, on the lane.
+        interrupt_s, refill_s: by which a turn of an event loop is longer that takes the core from a run, and by which
+            that run is: each finds the caches as the other left them.
+        wait_s: for which such a turn waits, until the system lets it have the core.
         network_s: outside of the server, both ways together.
         inline_s: a run with less CPU time than this runs on the event loop.
+        wake: by time slept, rising; between them a straight line, from nothing at none.
     """
 
     turn_s: float = 5e-6
@@ -248,8 +265,22 @@ class Overheads(_Data, frozen=True, kw_only=True):
     handoff_s: float = 25e-6
     merge_s: float = 10e-6
     merge_row_s: float = 0.2e-6
+    interrupt_s: float = 0.0
+    refill_s: float = 0.0
+    wait_s: float = 0.0
     network_s: float = 100e-6
     inline_s: float = 200e-6
+    wake: tuple[Wake, ...] = ()
+
+    def waking_s(self, slept_s: float) -> tuple[float, float]:
+        """By how much the next turn and the next run are longer."""
+        low_s = loop_s = lane_s = 0.0
+        for point in self.wake:
+            if slept_s < point.slept_s:
+                part = (slept_s - low_s) / (point.slept_s - low_s)
+                return loop_s + part * (point.loop_s - loop_s), lane_s + part * (point.lane_s - lane_s)
+            low_s, loop_s, lane_s = point.slept_s, point.loop_s, point.lane_s
+        return loop_s, lane_s
 
 
 class Fleet(_Data, frozen=True, kw_only=True):

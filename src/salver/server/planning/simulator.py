@@ -46,7 +46,7 @@ class Simulation:
         fleet = scenario.fleet
         self._clock = Clock()
         self._random = Random(scenario.seed)
-        self._cores = Cores(fleet.cores, fleet.workers, self._clock.at, _post_run)
+        self._cores = Cores(fleet.cores, fleet.workers, scenario.overheads.refill_s, self._clock.at, _post_run)
         self._models = {
             name: (model, Draws(model.latency, model.max_batch, self._random))
             for name, model in scenario.models.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -49,11 +50,14 @@ class SimulatedWorker:
         self.factor = 1.0  # how many times slower the machine is than it should be
         self.pace = 1.0  # the same of this turn of the event loop
         self.busy_s = 0.0
+        self.cold_s = 0.0  # by which the next run is longer
         self.kicks: list[SimulatedServed] = []
         self._models = models
         self._random = random
         self._inbox: list[Any] = []
         self._busy_until_s = 0.0
+        self._told_s = 0.0
+        self._asleep_s = math.inf  # since when it has had nothing to do
         self._armed = False
         self._retired: list[SimulatedServed] = []
         self._served = {name: SimulatedServed(name, *model, self, random) for name, model in models.items()}
@@ -77,7 +81,16 @@ class SimulatedWorker:
         """One turn of the event loop: first what came, in its order, then what was put off to the end of the turn."""
         overheads = self.overheads
         pace = self.pace = self.factor * self.cores.crowding(self.slot, began_s)
-        now = began_s + overheads.turn_s * pace
+        left_s = self.cores.interrupt(began_s)
+        if left_s:
+            began_s += min(overheads.wait_s, left_s)
+            now = began_s + (overheads.turn_s + overheads.interrupt_s) * pace
+        else:
+            now = began_s + overheads.turn_s * pace
+        if overheads.wake and began_s > self._asleep_s:
+            loop_s, self.cold_s = overheads.waking_s(began_s - self._asleep_s)
+            now += loop_s * pace
+        self._told_s = began_s
         inbox, self._inbox = self._inbox, []
         decode_s = overheads.decode_s * pace
         for item in inbox:
@@ -87,6 +100,7 @@ class SimulatedWorker:
                 try:
                     self._served[item.model].submit(item, now)
                 except SalverError as error:
+                    now += overheads.encode_s * pace
                     self.refuse(item, error, now)
             elif kind is Run:
                 now += overheads.handoff_s * pace
@@ -100,11 +114,17 @@ class SimulatedWorker:
             for served in kicks:
                 now = served.kick(now)
         self.busy_s += now - began_s
-        self.cores.loop(self.slot, began_s, now)
+        self.tell(now)
         self._busy_until_s = now
+        self._asleep_s = math.inf if any(served.running for served in self._served.values()) else now
         if self.kicks and not self._armed:
             self._armed = True
             self.clock.at(now, self._wake)
+
+    def tell(self, now: float) -> None:
+        """Until when the event loop has been busy, so far as is known."""
+        self.cores.loop(self.slot, self._told_s, now)
+        self._told_s = now
 
     def _forget(self, vanished: Vanished) -> None:
         request = vanished.request
