@@ -24,6 +24,7 @@ BOUNDARIES = {
     "builder/importers/torch_sources.py": "the user's own code",
     "builder/importers/torch_reasons.py": "exporters, which raise whatever they like",
     "builder/importers/torch_inputs.py": "the user's own code",
+    "backends/torch_compiled.py": "a foreign compiler",
     "backends/torch_programs.py": "a file from anywhere, read by a foreign library",
     "builder/importers/_sklearn.py": "a file from anywhere, read by a foreign library",
     "builder/importers/named.py": "the user's own code",

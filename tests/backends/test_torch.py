@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
+import sys
+import threading
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from salver.backends import SessionOptions, find_backend
+from salver.backends import Session, SessionOptions, find_backend
 from salver.backends.torch_files import is_arithmetic
-from salver.core.errors import CorruptArtifact, InvalidArgument, PermissionDenied, Unimplemented
+from salver.core.errors import CorruptArtifact, FailedPrecondition, InvalidArgument, PermissionDenied, Unimplemented
 from salver.core.model import Blob, Model
 from salver.core.tensors import Signature, TensorSpec
 from salver.testing.backends import BackendConformance, Case
@@ -163,6 +167,110 @@ def test_torchscript_without_a_signature_asks_for_it(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(Echo(), torch.ones(1)), str(path))
     with pytest.raises(Unimplemented, match="--input"):
         find_backend("torchscript").describe(Blob.of(path))
+
+
+# --- compiled
+
+COMPILED = SessionOptions(provider="inductor")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler: apt-get install g++")
+
+
+class CompilingBackend(TorchBackend):
+    """Compiles whatever it is not told how to run."""
+
+    def load(self, model: Model, options: SessionOptions) -> Session:
+        return super().load(model, COMPILED if options.provider == "auto" else options)
+
+
+@needs_compiler
+class TestCompiled(BackendConformance):
+    backend = CompilingBackend
+
+    @pytest.fixture
+    def cases(self, written: dict[str, list[Case]]) -> list[Case]:
+        scores, *echoes = written["pt2"]
+        return [scores, *(case for case in echoes if case.model.signature.inputs[0].datatype == "BF16")]
+
+
+def files_that_run(run: Callable[[], Any]) -> set[str]:
+    """Python's files in which a function is called meanwhile, in this thread."""
+    seen = set()
+    sys.setprofile(lambda frame, _event, _argument: seen.add(Path(frame.f_code.co_filename).name))
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return seen
+
+
+class Pooled(torch.nn.Module):
+    """Rows of a table, some of them left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(10, 8)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return (self.table(ids) * mask[..., None]).sum(1).tanh()
+
+
+@pytest.fixture(scope="module")
+def pooled(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    path = tmp_path_factory.mktemp("pooled") / "pooled.pt2"
+    dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=2, max=512)}
+    example = (torch.ones(4, 4, dtype=torch.int64), torch.ones(4, 4))
+    torch.export.save(torch.export.export(Pooled().eval(), example, dynamic_shapes=(dims, dims)), path)
+    blob = Blob.of(path)
+    return Model(format="pt2", signature=find_backend("pt2").describe(blob), blobs=(blob,))
+
+
+def ids(*shape: int) -> dict[str, Any]:
+    given = np.random.default_rng(1)
+    return {"ids": given.integers(0, 10, shape), "mask": given.integers(0, 2, shape).astype(np.float32)}
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2])
+def test_native_code_runs_at_every_size_and_in_every_thread(pooled: Model, threads: int) -> None:
+    options = SessionOptions(provider="inductor", threads=threads)
+    before = torch.get_num_threads()
+    backend = find_backend("pt2")
+    with backend.load(pooled, options) as session, backend.load(pooled, SessionOptions()) as own:
+        assert torch.get_num_threads() == before
+        seen: list[set[str]] = []
+        for shape in ((4, 4), (1, 9), (2, 3), (700, 32)):
+            given = ids(*shape)
+            np.testing.assert_allclose(session.run(given)["output"], own.run(given)["output"], atol=1e-5)
+            thread = threading.Thread(target=lambda g=given: seen.append(files_that_run(lambda: session.run(g))))
+            thread.start()
+            thread.join()
+        assert all("output_code.py" in files for files in seen), "compiled code is called from there"
+        assert "output_code.py" not in files_that_run(lambda: own.run(given))
+
+
+@needs_compiler
+def test_native_code_refuses_as_the_program_does(pooled: Model) -> None:
+    outside = ids(700, 32)
+    outside["ids"][-1, -1] = 10
+    with find_backend("pt2").load(pooled, SessionOptions(provider="inductor", threads=2)) as session:
+        with pytest.raises(InvalidArgument, match="index out of range"):
+            session.run(outside)
+        with pytest.raises(InvalidArgument, match="Guard failed"):
+            session.run(ids(2, 600))
+        assert session.run(ids(3, 5))["output"].shape == (3, 8)
+
+
+def test_without_a_compiler_the_error_says_what_is_missing(pooled: Model) -> None:
+    with (
+        torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(FailedPrecondition, match=r"install g\+\+"),
+    ):
+        find_backend("pt2").load(pooled, COMPILED)
+
+
+def test_torchscript_is_not_compiled_and_the_route_is_named(written: dict[str, list[Case]]) -> None:
+    with pytest.raises(Unimplemented, match="--to pt2"):
+        find_backend("torchscript").load(written["torchscript"][0].model, COMPILED)
 
 
 # --- what a file may not hold

@@ -25,15 +25,19 @@ try:
 except ImportError as missing:
     raise MissingExtra("running a PyTorch model", str(missing.name), "torch") from None
 
+from salver.backends.torch_compiled import compile_program
 from salver.backends.torch_programs import Program, load_program, to_array, to_tensor
+
+INDUCTOR: Final = "inductor"
+"""The provider that compiles a program for the device that ``auto`` takes."""
 
 _REFUSALS: Final = (AssertionError, IndexError, ValueError, TypeError)
 _FAILURES: Final = (RuntimeError, KeyError, AttributeError, ArithmeticError, NotImplementedError)
 
 
 class TorchBackend(Backend):
-    """Runs programs of PyTorch (https://pytorch.org): ExportedPrograms and TorchScript. No Python of the model's author
-    is needed or run."""
+    """Runs programs of PyTorch (https://pytorch.org): ExportedPrograms, as they are or compiled, and TorchScript. No
+    Python of the model's author is needed or run."""
 
     name = "torch"
     formats = ("pt2", "torchscript")
@@ -44,14 +48,16 @@ class TorchBackend(Backend):
 
     def providers(self) -> tuple[str, ...]:
         found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-        return tuple(name for name, present in found.items() if present)
+        return (*(name for name, present in found.items() if present), INDUCTOR)
 
     def load(self, model: Model, options: SessionOptions) -> Session:
         present = self.providers()
-        device = present[0] if options.provider == "auto" else options.provider
+        device = present[0] if options.provider in ("auto", INDUCTOR) else options.provider
         if device not in present:
             raise UnknownName("execution provider", options.provider, ("auto", *present))
         program = load_program(model.blobs[0], device)
+        if options.provider == INDUCTOR:
+            program = compile_program(program, model.blobs[0].name, device, options.threads)
         return TorchSession(program, model.signature, options.threads, device)
 
     def describe(self, blob: Blob) -> Signature:

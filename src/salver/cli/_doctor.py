@@ -29,6 +29,7 @@ from salver.processing import PROCESSING
 
 _REQUIREMENT: Final = re.compile(r"([A-Za-z0-9._-]+).*;.*extra == ['\"]([a-z]+)['\"]")
 _PROBE_S: Final = 120.0
+_ON_CPUS: Final = {"torch": ("cpu", "inductor")}  # those that have more than one way to run there
 _LIGHT: Final = ("onnxruntime", "openvino")
 _DEVICES: Final = Path("/dev")
 _ACCELERATOR_DEVICES: Final = ("nvidia*", "kfd", "dxg", "accel*", "vfio/*")
@@ -93,7 +94,11 @@ def _examine_backends() -> dict[str, dict[str, Any]]:
     for name in here:
         if name not in loaded:
             versions = _installed_versions(name, distributions)
-            found[name] |= {"versions": versions, "formats": formats_of(name), "providers": ("cpu",)}
+            found[name] |= {
+                "versions": versions,
+                "formats": formats_of(name),
+                "providers": _ON_CPUS.get(name, ("cpu",)),
+            }
     with ThreadPoolExecutor(max_workers=2) as pool:
         for name, offered in zip(loaded, pool.map(_probe, loaded), strict=True):
             found[name] |= offered

@@ -155,6 +155,15 @@ OPTIONS: Final = (
         help="Map weights from one file, so that they are in memory once for all workers",
     ),
     Option(
+        name="provider",
+        kind="text",
+        verbs=_SERVE,
+        example="cuda",
+        default="auto",
+        per_model=True,
+        help="What the runtime runs on, by a name that 'salver doctor' lists; auto takes the fastest present",
+    ),
+    Option(
         name="name",
         kind="text",
         verbs=("build", "serve"),

@@ -32,6 +32,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     slo_s: float | None = None
     response_cache_bytes: int | None = None
     share_weights: bool | None = None
+    provider: str | None = None
     versions: str | None = None
 
 
@@ -58,6 +59,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             others; 0 for no budget: all models are loaded at start.
         pin: names of models that never make room.
         share_weights: whether workers map weights from one file, laid out at the first load in the user's cache folder.
+        provider: execution provider of the runtime, as `salver doctor` lists them; ``auto`` takes the fastest present.
         max_body_bytes, max_header_bytes: largest request body and header block.
         max_incoming_bytes: bodies that are still coming in, of all connections together.
         max_decompressed_bytes: largest request body after its content coding is undone.
@@ -106,6 +108,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     memory_budget_bytes: int = 0
     pin: tuple[str, ...] = ()
     share_weights: bool = False
+    provider: str = "auto"
     max_body_bytes: int = 64 * _MIB
     max_header_bytes: int = 64 << 10
     max_incoming_bytes: int = 1024 * _MIB
@@ -214,6 +217,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             slo_s=first("slo_s"),
             response_cache_bytes=first("response_cache_bytes"),
             share_weights=first("share_weights"),
+            provider=first("provider"),
             origins=origins,
         )
 
@@ -245,6 +249,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     slo_s: float = 0.0
     response_cache_bytes: int = 0
     share_weights: bool = False
+    provider: str = "auto"
     origins: dict[str, str] = {}
 
     def __post_init__(self) -> None:

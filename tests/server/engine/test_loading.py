@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from salver.bundle import Bundle
-from salver.core.errors import FailedPrecondition, InvalidArgument
+from salver.core.errors import FailedPrecondition, InvalidArgument, UnknownName
 from salver.core.model import Model
 from salver.server.engine.config import ModelConfig, WarmUp
 from salver.server.engine.folder import Told
@@ -51,6 +51,13 @@ def make_raw(path: Path, *, dynamic: bool, batch: str | int = "batch") -> Bundle
         quantized = np.round(weights / scale).astype(np.int8)
         save(path, nodes, [numpy_helper.from_array(quantized, "w"), numpy_helper.from_array(scale, "ws")], [batch, 4])
     return open_model(path, "m")
+
+
+def test_the_provider_reaches_the_runtime(digits_bundle: Path) -> None:
+    with load(Bundle.open(digits_bundle), RunSettings(provider="cpu")).session as session:
+        assert session.signature.inputs
+    with pytest.raises(UnknownName, match=r"execution provider.*'warp'.*auto.*cpu"):
+        load(Bundle.open(digits_bundle), RunSettings(provider="warp"))
 
 
 def test_golden_requests_are_replayed(digits_bundle: Path) -> None:

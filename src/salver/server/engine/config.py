@@ -184,7 +184,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         batch_sizes: the numbers of rows that the model is run with, rising; a batch of another number is padded to the
             next one. Empty for any. As ``allowed_batch_sizes`` of TensorFlow Serving.
         response_cache_bytes: memory for answers that may be given again; 0 for none.
-        share_weights: as `ModelSettings`.
+        share_weights, provider: as `ModelSettings`.
         sequence: for a model with state.
         pipeline: steps, for a model that is made of others.
         warm_up: further runs before it is ready.
@@ -204,6 +204,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     batch_sizes: tuple[int, ...] = ()
     response_cache_bytes: int | None = None
     share_weights: bool | None = None
+    provider: str | None = None
     sequence: SequenceConfig | None = None
     pipeline: PipelineConfig | None = None
     warm_up: tuple[WarmUp, ...] = ()

@@ -78,7 +78,8 @@ def load(bundle: Bundle, settings: RunSettings, config: ModelConfig = _NOTHING_T
         SalverError: the model cannot be loaded.
     """
     shared = str(default_cache_dir() / _WEIGHTS) if settings.share_weights else ""
-    session = open_processed(bundle.model, SessionOptions(threads=settings.threads, shared_weights=shared))
+    options = SessionOptions(threads=settings.threads, shared_weights=shared, provider=settings.provider)
+    session = open_processed(bundle.model, options)
     weights_bytes = bundle.model.size_bytes
     if not bundle.sealed:
         weights_bytes += sum(path.stat().st_size for path in _beside(bundle.path))
