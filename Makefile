@@ -77,8 +77,9 @@ extras: $(STAMPS)/uv
 	$(BIN)/python benchmarks/extras.py $(ARGS)
 	$(BIN)/python benchmarks/extras.py --write
 
-# Every source into every format, each crossing proved; writes docs/formats.md. Needs salver[all], half an hour.
+# Every source into every format, each crossing proved; writes docs/formats.md. Needs salver[all], an hour.
 formats: $(STAMPS)/installed $(STAMPS)/test
+	for name in onnx2tf litert-torch; do $(BIN)/python -m salver toolchain install $$name; done
 	$(BIN)/python benchmarks/formats.py $(ARGS)
 	$(BIN)/python benchmarks/formats.py --write
 

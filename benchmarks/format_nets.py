@@ -10,6 +10,7 @@ from torch import nn
 CNN_INPUT: Final = "image:float32[batch,1,8,8]"
 TEXT_INPUT: Final = "ids:int64[batch,length]; mask:int64[batch,length]"
 SERIES_INPUT: Final = "x:float32[batch,length,8]"
+VOICE_INPUT: Final = "x:float32[batch,576]; state:float32[2,batch,128]"
 
 
 def make_cnn() -> nn.Module:
@@ -133,3 +134,45 @@ class MiniLm(nn.Module):
 def make_minilm() -> nn.Module:
     """`MiniLm`, to be filled from its safetensors."""
     return MiniLm().eval()
+
+
+class SileroVad(nn.Module):
+    """The network of silero-vad 6 at 16 kHz, with the parameter names of its safetensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stft_conv = nn.Conv1d(1, 258, 256, stride=128, bias=False)
+        self.conv1 = nn.Conv1d(129, 128, 3, padding=1)
+        self.conv2 = nn.Conv1d(128, 64, 3, stride=2, padding=1)
+        self.conv3 = nn.Conv1d(64, 64, 3, stride=2, padding=1)
+        self.conv4 = nn.Conv1d(64, 128, 3, padding=1)
+        self.lstm_cell = nn.LSTMCell(128, 128)
+        self.final_conv = nn.Conv1d(128, 1, 1)
+
+    def forward(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``x`` [batch, 576], ``state`` [2, batch, 128] -> score [batch, 1], state."""
+        x = self.stft_conv(nn.functional.pad(x, (0, 64), "reflect").unsqueeze(1))
+        x = (x[:, :129] ** 2 + x[:, 129:] ** 2).sqrt()
+        for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
+            x = layer(x).relu()
+        h, c = self.lstm_cell(x.squeeze(-1), (state[0], state[1]))
+        return self.final_conv(h.unsqueeze(-1).relu()).sigmoid().squeeze(1), torch.stack([h, c])
+
+
+def make_silero() -> nn.Module:
+    """`SileroVad`, to be filled from its safetensors."""
+    return SileroVad().eval()
+
+
+# The names of the TorchScript's weights in the safetensors.
+_SILERO_NAMES: Final = {
+    "stft.forward_basis_buffer": "stft_conv.weight",
+    **{f"encoder.{i}.reparam_conv.{w}": f"conv{i + 1}.{w}" for i in range(4) for w in ("weight", "bias")},
+    **{f"decoder.rnn.{w}_{i}": f"lstm_cell.{w}_{i}" for w in ("weight", "bias") for i in ("ih", "hh")},
+    **{f"decoder.decoder.2.{w}": f"final_conv.{w}" for w in ("weight", "bias")},
+}
+
+
+def silero_weights(network: torch.jit.ScriptModule) -> dict[str, torch.Tensor]:
+    """The weights of silero-vad's TorchScript under the names of its safetensors."""
+    return {_SILERO_NAMES[name]: tensor.clone() for name, tensor in network.state_dict().items()}

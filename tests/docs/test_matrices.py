@@ -77,6 +77,31 @@ def test_the_page_tells_each_cell(formats: ModuleType, cells: dict[str, Any]) ->
     assert next(line for line in page.splitlines() if line.startswith("| later")).count("·") == len(EXPORTERS) + 1
 
 
+def test_a_refusal_is_told_once_with_its_sources_and_whole(formats: ModuleType) -> None:
+    long = "it takes what is not there; " * 12 + "export with --to onnx"
+    refused = {
+        name: {
+            "pt2": {
+                "target": "pt2",
+                "outcome": "refused",
+                "reason": f"no clean route from '{name}' (x) to 'pt2': {long}",
+            }
+        }
+        for name in ("digits.onnx", *(source for source in formats.SOURCES if source.startswith("sklearn ")))
+    }
+    page = formats.page(refused, "a CPU", "a runtime")
+    assert page.count(long) == 1
+    assert f"- {long} (digits.onnx, each of sklearn)" in page
+
+
+def test_a_whole_model_is_told_with_the_command_that_checks_it(formats: ModuleType) -> None:
+    (name, *_) = formats.CHECKS
+    page = formats.page({name: {"check": {"target": "check", "outcome": "passed", "told": "It holds."}}}, "", "")
+    assert f"**{name}.** It holds." in page
+    assert f'`python benchmarks/formats.py "{name}" --again`' in page
+    assert f"## {name}" not in page
+
+
 def test_the_matrix_in_the_docs_has_every_source_and_every_target(formats: ModuleType) -> None:
     text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
     head = next(line for line in text.splitlines() if line.startswith("| source"))

@@ -492,7 +492,7 @@ SHOWN: dict[str, tuple[Any, Any]] = {
     "LogisticRegression": (LogisticRegression(max_iter=50, tol=0.1), FLOWERS),
     "RidgeClassifier": (RidgeClassifier(), FLOWERS),
     "LinearSVC, SVC": (SVC(), FLOWERS),
-    "MLPClassifier": (MLPClassifier((8,), max_iter=200, tol=1e-2), FLOWERS),
+    "MLPClassifier": (MLPClassifier((8,), max_iter=200, tol=1e-2, random_state=0), FLOWERS),
     "GaussianNB": (GaussianNB(), FLOWERS),
     "LinearDiscriminantAnalysis": (LinearDiscriminantAnalysis(), FLOWERS),
     "DecisionTreeClassifier": (DecisionTreeClassifier(random_state=0), FLOWERS),

@@ -7,11 +7,12 @@ from typing import Final
 
 from salver.backends import find_backend
 from salver.backends._openvino import read, write
-from salver.builder.exporters.base import Exported, Exporter, ExportOptions, exported_model
+from salver.builder.exporters.base import Exported, Exporter, ExportOptions, exported_model, no_route
 from salver.builder.exporters.onnx_source import Arithmetic, copy_blob, lay_out, require_onnx
 from salver.builder.exporters.prove import prove, reference
 from salver.builder.importers.base import Imported
 from salver.core.dataset import Dataset
+from salver.core.errors import Unimplemented
 
 _HALF: Final = "FP16"
 
@@ -37,7 +38,12 @@ class OpenvinoExporter(Exporter):
     ) -> Exported:
         route = self.route(imported)
         half = options.precision == "float16"
-        write(read(*_lay_out(imported, workdir)), output, float16=half)
+        try:
+            graph = read(*_lay_out(imported, workdir))
+        except Unimplemented as error:
+            why = error.message.partition("': ")[2]
+            raise no_route(imported, self.name, why, "export with --to onnx or --to ort") from error
+        write(graph, output, float16=half)
         found = Arithmetic.of(imported) if imported.model.format == "onnx" else Arithmetic(1, "")
         made = exported_model(
             self,

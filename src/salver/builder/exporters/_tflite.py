@@ -23,7 +23,7 @@ from salver.builder.importers.base import Imported, ParityCertificate
 from salver.builder.importers.parity import Run, batch_sizes_for, certify
 from salver.core.arrays import Array
 from salver.core.dataset import Dataset
-from salver.core.errors import FailedPrecondition, ParityFailed
+from salver.core.errors import FailedPrecondition, ParityFailed, Unimplemented
 from salver.core.model import Blob, Model
 from salver.core.tensors import Signature
 from salver.datasets import bind
@@ -92,7 +92,10 @@ class TfliteExporter(Exporter):
         source = native if native is not None and _tool(imported) == _FOR_TORCH else imported.model
         file = workdir / f"source{source.path.suffix}"
         lay_out(source.blobs, file)
-        tools = toolchains.convert(_tool(imported), file, output)
+        try:
+            tools = toolchains.convert(_tool(imported), file, output)
+        except Unimplemented as error:
+            raise no_route(imported, self.name, error.message, "export with --to onnx or --to ort") from error
         return self._prove(imported, source, output, data, options, tools)
 
     def _prove(

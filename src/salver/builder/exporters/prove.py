@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
 
 from salver.backends import Session, SessionOptions, find_backend
@@ -12,7 +13,7 @@ from salver.builder.exporters.base import ExportOptions
 from salver.builder.importers.base import Imported, ParityCertificate
 from salver.builder.importers.onnx_batch import Leading, read_leading
 from salver.builder.importers.parity import Run, batch_sizes_for, certify
-from salver.builder.importers.probes import Probe, fit_rows, from_data, limit_rows, synthetic
+from salver.builder.importers.probes import Probe, fit_rows, from_data, limit_rows, resize, synthetic
 from salver.core.arrays import Array
 from salver.core.dataset import Dataset
 from salver.core.errors import InvalidArgument
@@ -50,6 +51,7 @@ def prove(
     loading = SessionOptions(optimize="all" if optimize else "none")
     with open_judged(source, SessionOptions(optimize="none")) as original, open_judged(exported, loading) as made:
         probe, leading = probe_of(source.signature, original.run, data)
+        probe, inputs = _settle(probe, leading, source.signature, exported.signature)
         fixed = leading.fixed
         return certify(
             original.run,
@@ -60,7 +62,7 @@ def prove(
             specs=source.signature.outputs,
             tolerance=options.tolerance,
             original_size=fixed,
-            inputs=source.signature.inputs,
+            inputs=inputs,
             depth=depth,
             computed_in=computed_in,
             optimize="all" if optimize else "none",
@@ -101,6 +103,27 @@ def renamed(session: Session, source: Signature) -> Run:
         return {name: np.asarray(outputs[other]) for name, other in back.items()}
 
     return run
+
+
+def _settle(
+    probe: Probe, leading: Leading, source: Signature, exported: Signature
+) -> tuple[Probe, tuple[TensorSpec, ...]]:
+    """The probe at the sizes that the export is bound to where the source is not, and the inputs with these sizes."""
+    into = _pairs(source.inputs, exported.inputs, "inputs")
+    inputs = []
+    for spec in source.inputs:
+        made, shape = exported.input(into[spec.name]), list(spec.shape)
+        if made.rank_known and spec.rank_known and len(made.shape) == len(shape):
+            for axis in range(1 if leading.batched else 0, len(shape)):
+                dim, size = spec.shape[axis], made.shape[axis]
+                if isinstance(dim, str) and isinstance(size, int):
+                    probe = resize(probe, source.inputs, dim, size, batched=leading.batched)
+                    shape[axis] = size
+        inputs.append(msgspec.structs.replace(spec, shape=tuple(shape)))
+    bound = _fixed_at(exported) if leading.batched else None
+    if bound is None or leading.fixed is not None:
+        return probe, tuple(inputs)
+    return fit_rows(probe, bound), ()
 
 
 def _pairs(source: Sequence[TensorSpec], exported: Sequence[TensorSpec], kind: str) -> dict[str, str]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import runpy
 import sys
@@ -24,8 +25,9 @@ def main() -> None:
     except MemoryError:
         response = {"error": f"it needs more than the {limit >> 20} MiB it may take"}
     except Exception as error:  # noqa: BLE001  # the boundary between a foreign converter and the answer
-        first = (str(error).strip().splitlines() or [""])[0]
-        response = {"error": f"{type(error).__name__}: {first[:500]}"}
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        causes = [line for line in lines[1:] if re.match(r"\w+Error: ", line)]
+        response = {"error": f"{type(error).__name__}: {' '.join(causes[-1:] or lines[:2])[:500]}"}
     Path(sys.argv[2]).write_text(json.dumps(response), encoding="utf-8")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import onnx
@@ -13,8 +14,15 @@ from onnx import helper
 
 
 def convert(source: str, output: str) -> dict[str, str]:
-    """Write ``output``; gives library -> version."""
+    """Write ``output``; gives library -> version.
+
+    Raises:
+        NotImplementedError: for operators that the converter lacks, by name.
+    """
     model = onnx.load(source)
+    kinds = {node.op_type for node in model.graph.node}
+    if lacking := sorted(kind for kind in kinds if find_spec(f"onnx2tf.ops.{kind}") is None):
+        raise NotImplementedError(f"onnx2tf has no conversion of {', '.join(lacking)}")
     weights = {tensor.name for tensor in model.graph.initializer}
     names = [value.name for value in model.graph.input if value.name not in weights]
     _pin_outputs(model.graph)
