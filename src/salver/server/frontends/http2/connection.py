@@ -258,6 +258,9 @@ class Http2Connection(asyncio.Protocol):
             receiver = stream.receiver
             if isinstance(receiver, StreamCall | HttpStream):
                 receiver.check(now_s, patience_s)
+        if self.machine.out:  # a refusal reaches the client before the connection ends, next time if need be
+            self._flush()
+            return
         silent_s = now_s - self._heard_s
         if not self.machine.streams and silent_s > patience_s:
             self.close()
