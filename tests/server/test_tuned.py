@@ -89,6 +89,7 @@ def test_a_server_obeys_it_and_says_so(tmp_path: Path, caplog: pytest.LogCapture
     seal(path, tiny_contents(tmp_path))
     write(path, tuned_here(Bundle.open(path).digest))
     caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "salver")  # which another test may have set
     with Server(ServeSettings(sources=(str(path),), http="127.0.0.1:0")) as server:
         [model] = server.engine.models()
         assert (model.metadata["threads"], model.metadata["lanes"]) == (3, 4)
