@@ -93,7 +93,12 @@ SMOKE: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         "import jax\nassert float(jax.numpy.ones(3).sum()) == 3\n",
     ),
     "openvino": (
-        ("salver.backends._openvino", "salver.builder.importers._openvino", "salver.builder.exporters._openvino"),
+        (
+            "salver.backends._openvino",
+            "salver.builder.importers._openvino",
+            "salver.builder.exporters._openvino",
+            "salver.builder.passes._openvino",
+        ),
         "from salver.backends import find_backend\nassert 'cpu' in find_backend('openvino').providers()\n",
     ),
     "safetensors": (("salver.builder.exporters._safetensors",), ""),

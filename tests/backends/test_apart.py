@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from salver.backends import SessionOptions
-from salver.backends.apart import LIMIT_S, ApartSession, describe_judged, open_judged
+from salver.backends.apart import LIMIT_S, ApartSession, describe_judged, open_as_served, open_judged
 from salver.core.errors import CorruptArtifact, DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument
 from salver.core.model import Blob, Model
 from salver.core.tensors import Signature, TensorSpec
+from salver.evaluation.memory import PeakMemory
 
 SIGNATURE = Signature(
     inputs=(TensorSpec(name="x", datatype="FP32", shape=("batch", 2)),),
@@ -60,6 +62,38 @@ def test_it_answers_refuses_and_says_what_killed_it(tmp_path: Path) -> None:
             session.run({"x": np.full((1, 2), 2, np.float32)})
     with pytest.raises(FailedPrecondition, match="closed"):
         session.run({"x": np.zeros((1, 2), np.float32)})
+
+
+def test_what_the_other_process_takes_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        """
+class Busy:
+    inputs = "x:float32[batch,2]"
+    outputs = "y:float32[batch,2]"
+
+    def load(self, folder):
+        self.kept = b"x" * (64 << 20)
+
+    def predict(self, x):
+        return x + sum(range(2_000_000)) * 0
+"""
+    )
+    model = Model(format="python", signature=SIGNATURE, blobs=(Blob.of(tmp_path / "model.py"),), trusted=True)
+    with PeakMemory() as peak:
+        session = open_as_served(model, SessionOptions())
+    with session:
+        assert peak.growth_bytes > 64 << 20
+        assert session.elsewhere_ns == 0
+        began_ns = time.process_time_ns()
+        session.run({"x": np.zeros((1, 2), np.float32)})
+        assert session.elsewhere_ns > 10 * (time.process_time_ns() - began_ns) > 0
+
+
+def test_large_tensors_go_there_and_back(tmp_path: Path) -> None:
+    with open_fragile(tmp_path) as session:
+        x = np.random.default_rng(0).normal(size=(400_000, 2)).astype(np.float32)  # more than a pipe holds
+        x[0, 0] = 0
+        assert (session.run({"x": x})["y"] == 2 * x).all()
 
 
 def test_one_that_ends_its_process_while_it_loads_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ import salver
 from salver.core.errors import (
     FailedPrecondition,
     InvalidArgument,
+    MissingExtra,
     NotFound,
     PermissionDenied,
     ResourceExhausted,
+    UnknownName,
 )
 
 WIDTH = 64
@@ -88,6 +91,35 @@ def test_a_build_seals_a_bundle_with_a_verdict_for_every_candidate(network: Path
     assert [p.name for p in tmp_path.glob("*.partial")] == []
 
 
+@pytest.mark.skipif(find_spec("openvino") is not None, reason="pip uninstall openvino: it must not be there")
+def test_a_backend_that_is_not_installed_is_asked_for_in_vain(network: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingExtra, match=r"pip install 'salver\[openvino\]'"):
+        salver.build(network, _data(60), backends=["openvino"], output=tmp_path / "n.salver", cache=tmp_path / "c")
+    assert not list(tmp_path.glob("*.salver"))
+
+
+def test_the_framework_that_made_a_model_may_run_it(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="pip install 'salver[torch]'")
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(WIDTH, 32), torch.nn.ReLU(), torch.nn.Linear(32, CLASSES)).eval()
+    data = {"x": _data(300)["x"]}
+    given = {"inputs": f"x:float32[batch,{WIDTH}]", "cache": tmp_path / "cache", "output": tmp_path / "net.salver"}
+    with salver.build(net, data, backends=["torch", "onnxruntime"], budget_s=120, **given) as bundle:
+        record = bundle.record
+        assert record is not None
+        [found] = [one for one in record.candidates if one.name == "torch"]
+        assert found.recipe == ({"pass": "native", "config": {}},)
+        assert found.evaluation is not None
+        assert found.evaluation.steer[0].drop <= 0.02
+        # A network of microseconds, run in a process of its own, where the framework alone takes 100 MiB.
+        assert (found.verdict.outcome, found.verdict.gate) == ("rejected", "speed")
+        assert found.evaluation.peak_memory_bytes > 50 << 20
+        assert found.evaluation.latency[0].cpu_ms > found.evaluation.latency[0].baseline_cpu_ms
+    pytest.importorskip("tensorflow", reason="pip install 'salver[tensorflow]'")
+    with pytest.raises(InvalidArgument, match=r"'tensorflow' cannot run this model, .*; 'torch' can"):
+        salver.build(net, data, backends=["tensorflow"], budget_s=30, **given)
+
+
 def test_a_model_that_stays_in_its_framework_is_sealed_as_it_is(tmp_path: Path) -> None:
     datasets = pytest.importorskip("sklearn.datasets", reason="needs pip install 'salver[sklearn]'")
     discriminant_analysis = pytest.importorskip("sklearn.discriminant_analysis")
@@ -126,6 +158,7 @@ def test_a_model_without_batch_dimension_is_built(tmp_path: Path) -> None:
         ({"label": np.arange(60) % 7}, {}, InvalidArgument, "label 4 is out of range"),
         ({"label": np.linspace(0.0, 1.0, 60)}, {}, InvalidArgument, "for a regression say --metric mse"),
         ({}, {"metric": "acuracy"}, InvalidArgument, "Did you mean 'accuracy'"),
+        ({}, {"backends": ["openvin"]}, UnknownName, "Did you mean 'openvino'"),
         ({}, {"max_drop": "5"}, InvalidArgument, "write '5pp'"),
         ({}, {"max_drop": "a lot"}, InvalidArgument, "expected percentage points"),
         ({}, {"metric": "mse", "max_drop": "1pp"}, InvalidArgument, "percentage points mean nothing"),

@@ -43,7 +43,7 @@ _BY_FORMAT: Final = {
 }
 
 # Made for serving: their models may share a process with others (`Backend.isolated`).
-_TOGETHER: Final = frozenset({"onnxruntime"})
+_TOGETHER: Final = frozenset({"onnxruntime", "openvino"})
 
 BACKENDS: Final[Family[type[Backend]]] = Family("backends", BUILTIN)
 

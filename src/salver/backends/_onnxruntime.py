@@ -101,7 +101,10 @@ class OnnxRuntimeBackend(Backend):
         return OnnxRuntimeSession(self._open(model.blobs, options), model.signature, not_shared=reason)
 
     def describe(self, blob: Blob) -> Signature:
-        handle = self._open((blob,), SessionOptions(optimize="none"))
+        options = SessionOptions(optimize="none")
+        settings = _settings(options)
+        settings.add_session_config_entry("session.disable_prepacking", "1")  # it runs nothing
+        handle = self._open((blob,), options, settings)
         return _read_signature(handle.session)
 
     def profile(

@@ -3,6 +3,7 @@ would is kept out."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ _DATATYPES: Final = {
 _DEVICES: Final = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
 _ERRORS: Final = (RuntimeError, ValueError, TypeError)
 _SUMMARY: Final = "Summary:"
+_ENDS: Final = ("Parameter", "Result")
 BATCH: Final = "batch"
 
 
@@ -61,6 +63,7 @@ class OpenvinoBackend(Backend):
 
     name = "openvino"
     formats = ("openvino",)
+    isolated = False
 
     def versions(self) -> dict[str, str]:
         return {"openvino": str(ov.__version__).partition("-")[0]}
@@ -108,7 +111,7 @@ def read(path: Path, *weights: Path) -> Any:
 
 
 def write(graph: Any, path: Path, *, float16: bool) -> None:
-    """Write IR: ``path`` and its weights beside it, with the suffix ``.bin``.
+    """Write IR: ``path`` and its weights beside it, with the suffix ``.bin``. The same graph gives the same bytes.
 
     Args:
         float16: whether weights are kept as FP16, and turned back where they are used.
@@ -116,10 +119,40 @@ def write(graph: Any, path: Path, *, float16: bool) -> None:
     Raises:
         FailedPrecondition: it could not be written.
     """
+    _number(graph)
     try:
         ov.save_model(graph, str(path), compress_to_fp16=float16)
     except _ERRORS as error:
         raise FailedPrecondition(f"OpenVINO could not write '{path.name}': {_line(error)}") from error
+
+
+def _number(graph: Any) -> None:
+    """Name what has no name of its own after its place: in OpenVINO's names is a number that counts all that this
+    process made."""
+    nodes = graph.get_ordered_ops()
+    nameless = [node for node in nodes if _is_nameless(node)]
+    taken = {node.friendly_name for node in nodes} - {node.friendly_name for node in nameless}
+    for place, node in enumerate(nameless):
+        name = f"{node.get_type_name()}_{place}"
+        node.friendly_name = name if name not in taken else f"{name}_"
+    for node in nodes:
+        for body in _bodies(node):
+            _number(body)
+
+
+def _is_nameless(node: Any) -> bool:
+    if node.friendly_name == node.get_name():
+        return True
+    kind = node.get_type_name()
+    return kind not in _ENDS and re.fullmatch(rf"{kind}_\d+(_\d+)*", node.friendly_name) is not None
+
+
+def _bodies(node: Any) -> list[Any]:
+    """The graphs inside a node: of a loop or a branch."""
+    kind = node.get_type_name()
+    if kind in ("Loop", "TensorIterator"):
+        return [node.get_function()]
+    return [node.get_function(0), node.get_function(1)] if kind == "If" else []
 
 
 def read_signature(graph: Any) -> Signature:
@@ -154,13 +187,15 @@ def _shape(name: str, shape: Any) -> tuple[int | str, ...]:
 
 def _compile(graph: Any, device: str, options: SessionOptions, name: str) -> Any:
     settings = {
-        "NUM_STREAMS": "1",
+        "NUM_STREAMS": str(options.lanes),  # runs beyond these wait for each other
         "PERFORMANCE_HINT": "LATENCY",
         "EXECUTION_MODE_HINT": "ACCURACY",
         "INFERENCE_PRECISION_HINT": "f32",
     }
     if device == "CPU":
-        settings["INFERENCE_NUM_THREADS"] = str(options.threads)
+        settings["INFERENCE_NUM_THREADS"] = str(options.threads * options.lanes)
+        settings["ENABLE_HYPER_THREADING"] = "YES"  # as many threads as were asked for
+        settings["ENABLE_CPU_PINNING"] = "NO"  # each of several processes would take the same cores
     try:
         return ov.Core().compile_model(graph, device, settings)
     except _ERRORS as error:

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import msgspec
 import numpy as np
 
-from salver.backends import find_backend, open_session
+from salver.backends import find_backend, open_session, runs_apart
 from salver.backends.base import Session, SessionOptions
 from salver.core.arrays import Array
 from salver.core.errors import Code, CorruptArtifact, DeadlineExceeded, FailedPrecondition, SalverError, error_of
@@ -56,6 +58,7 @@ class _Call(msgspec.Struct, frozen=True, kw_only=True):
 class _Reply(msgspec.Struct, frozen=True, kw_only=True):
     signature: Signature | None = None
     outputs: dict[str, _Packed] = {}
+    cpu_ns: int = 0
     error: Code | None = None
     is_corrupt: bool = False
     message: str = ""
@@ -67,6 +70,7 @@ class ApartSession(Session):
     Args:
         signature: None asks the backend (`Backend.describe`) before the model is loaded.
         limit_s: for loading it and for each run; whatever takes longer is taken for stuck, and stopped.
+        own_group: whether signals to this process' group, such as Ctrl-C in the terminal, leave that process alone.
 
     Raises:
         CorruptArtifact: the process ended while it loaded the model.
@@ -82,6 +86,8 @@ class ApartSession(Session):
         options: SessionOptions,
         trusted: bool,
         limit_s: float = LIMIT_S,
+        *,
+        own_group: bool = True,
     ) -> None:
         self._limit_s = limit_s
         self._name = blobs[0].name
@@ -95,8 +101,12 @@ class ApartSession(Session):
             stdout=subprocess.PIPE,
             stderr=self._said,
             env=environ,
-            start_new_session=True,
+            bufsize=0,
+            process_group=0 if own_group else None,  # see `salver.server.processes.child`: not a session
         )
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                os.set_blocking(stream.fileno(), False)
         opening = _Opening(format=format, blobs=blobs, signature=signature, trusted=trusted, options=options)
         try:
             found = self._ask(opening).signature
@@ -116,7 +126,9 @@ class ApartSession(Session):
             inputs={name: _pack(array) for name, array in inputs.items()},
             outputs=None if outputs is None else tuple(outputs),
         )
-        return {name: _unpack(packed) for name, packed in self._ask(call).outputs.items()}
+        reply = self._ask(call)
+        self.elsewhere_ns += reply.cpu_ns
+        return {name: _unpack(packed) for name, packed in reply.outputs.items()}
 
     def close(self) -> None:
         with self._lock:
@@ -135,13 +147,16 @@ class ApartSession(Session):
             process = self._process
             if process is None or process.stdin is None or process.stdout is None:
                 raise FailedPrecondition("the session is closed")
-            content = None
-            with contextlib.suppress(BrokenPipeError), _stopping(process, self._limit_s) as late:
-                _send(process.stdin, message)
-                content = _receive(process.stdout)
-            if content is None:
-                code = process.wait()
-                raise self._stuck() if late.is_set() else self._ended(code)
+            end_s = time.monotonic() + self._limit_s
+            try:
+                _write(process.stdin.fileno(), _framed(message), end_s)
+                content = _read_message(process.stdout.fileno(), end_s)
+            except TimeoutError:
+                process.kill()
+                process.wait()
+                raise self._stuck() from None
+            except (BrokenPipeError, EOFError):
+                raise self._ended(process.wait()) from None
         reply = msgspec.msgpack.decode(content, type=_Reply)
         if reply.error is not None:
             raise CorruptArtifact(reply.message) if reply.is_corrupt else error_of(reply.error, reply.message)
@@ -163,22 +178,35 @@ class ApartSession(Session):
         )
 
 
-@contextlib.contextmanager
-def _stopping(process: subprocess.Popen[bytes], limit_s: float) -> Iterator[threading.Event]:
-    """Kill a process that is not done in time, which is set then."""
-    late = threading.Event()
+def _write(file: int, content: bytes, end_s: float) -> None:
+    left = memoryview(content)
+    while left:
+        _await(file, select.POLLOUT, end_s)
+        left = left[os.write(file, left) :]
 
-    def stop() -> None:
-        late.set()
-        process.kill()
 
-    timer = threading.Timer(limit_s, stop)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield late
-    finally:
-        timer.cancel()
+def _read_message(file: int, end_s: float) -> bytearray:
+    (length,) = _LENGTH.unpack(_read(file, _LENGTH.size, end_s))
+    return _read(file, length, end_s)
+
+
+def _read(file: int, count: int, end_s: float) -> bytearray:
+    content = bytearray(count)
+    left = memoryview(content)
+    while left:
+        _await(file, select.POLLIN, end_s)
+        got = os.readv(file, [left])
+        if not got:
+            raise EOFError
+        left = left[got:]
+    return content
+
+
+def _await(file: int, event: int, end_s: float) -> None:
+    waiting = select.poll()
+    waiting.register(file, event)
+    if not waiting.poll(max(0.0, end_s - time.monotonic()) * 1e3):
+        raise TimeoutError
 
 
 def open_judged(model: Model, options: SessionOptions | None = None) -> Session:
@@ -192,6 +220,19 @@ def open_judged(model: Model, options: SessionOptions | None = None) -> Session:
     if model.format not in _FATAL:
         return open_session(model, options)
     return ApartSession(model.format, model.blobs, model.signature, options or SessionOptions(), model.trusted)
+
+
+def open_as_served(model: Model, options: SessionOptions) -> Session:
+    """Load a model where a server would run it: in this process, or, where its framework gets one of its own
+    (`runs_apart`), in such a one, which ends with this process' group.
+
+    Raises:
+        CorruptArtifact: it ended its process.
+        SalverError: as `open_session`.
+    """
+    if not runs_apart(model.format):
+        return open_session(model, options)
+    return ApartSession(model.format, model.blobs, model.signature, options, model.trusted, own_group=False)
 
 
 def describe_judged(format: str, blob: Blob) -> Signature:
@@ -219,20 +260,18 @@ def _unpack(packed: _Packed) -> Array:
     return made.reshape(packed.shape)
 
 
-def _send(stream: Any, message: msgspec.Struct) -> None:
+def _framed(message: msgspec.Struct) -> bytes:
     content = msgspec.msgpack.encode(message, enc_hook=str)  # paths
-    stream.write(_LENGTH.pack(len(content)))
-    stream.write(content)
-    stream.flush()
+    return _LENGTH.pack(len(content)) + content
 
 
-def _receive(stream: Any) -> bytes | None:
+def _receive(stream: BinaryIO) -> bytes | None:
     """The next message; None when the other side is gone."""
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         return None
     (length,) = _LENGTH.unpack(head)
-    content: bytes = stream.read(length)
+    content = stream.read(length)
     return content if len(content) == length else None
 
 
@@ -249,12 +288,15 @@ def _serve(asked: BinaryIO, answers: BinaryIO) -> None:
                 session = _open(msgspec.msgpack.decode(content, type=_Opening, dec_hook=_path))
                 reply = _Reply(signature=session.signature)
             else:
+                began_ns = time.process_time_ns()
                 call = msgspec.msgpack.decode(content, type=_Call)
                 found = session.run({name: _unpack(packed) for name, packed in call.inputs.items()}, call.outputs)
-                reply = _Reply(outputs={name: _pack(array) for name, array in found.items()})
+                outputs = {name: _pack(array) for name, array in found.items()}
+                reply = _Reply(outputs=outputs, cpu_ns=time.process_time_ns() - began_ns)
         except SalverError as error:
             reply = _Reply(error=error.code, is_corrupt=isinstance(error, CorruptArtifact), message=str(error))
-        _send(answers, reply)
+        answers.write(_framed(reply))
+        answers.flush()
 
 
 def _open(opening: _Opening) -> Session:

@@ -22,6 +22,7 @@ class SessionOptions(Config, frozen=True, kw_only=True):
 
     Args:
         threads: threads inside one operator (intra-op); operators run one after another.
+        lanes: runs that there may be at the same time, for runtimes that divide their threads among these beforehand.
         spinning: whether idle threads burn CPU to wake faster. Off: a server shares its cores.
         arena: whether freed memory is kept for the next run. On: faster, more memory.
         provider: execution provider, ``auto`` (the fastest present) or a name that `salver doctor` lists.
@@ -31,6 +32,7 @@ class SessionOptions(Config, frozen=True, kw_only=True):
     """
 
     threads: int = 1
+    lanes: int = 1
     spinning: bool = False
     arena: bool = True
     provider: str = "auto"
@@ -65,6 +67,9 @@ class Session(abc.ABC):
     is_even: bool = True
     """Whether inputs of one shape take about as long whatever is in them; else the time of one run says little of the
     next, as with images in files and texts."""
+
+    elsewhere_ns: int = 0
+    """CPU time that its runs have taken in other processes."""
 
     @property
     @abc.abstractmethod

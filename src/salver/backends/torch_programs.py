@@ -268,7 +268,7 @@ def _number(value: Any) -> Any:
 
 def to_tensor(array: Array, datatype: str) -> Any:
     """A tensor with a copy of an array; programs may write into their inputs."""
-    tensor = torch.tensor(array) if array.flags.writeable else torch.tensor(array.copy())
+    tensor = torch.from_numpy(array.copy())
     return tensor.view(torch.bfloat16) if datatype == "BF16" else tensor
 
 

@@ -15,14 +15,15 @@ import numpy as np
 import onnx
 
 from salver import __version__
-from salver.backends import find_backend
+from salver.backends import BACKENDS, find_backend
 from salver.builder.events import BuildEvent, OnEvent
 from salver.builder.given import name_of, read_inputs, read_labels
 from salver.builder.importers import load_model
 from salver.builder.importers.base import Imported, ParityCertificate
-from salver.builder.passes import PASSES
+from salver.builder.passes import change_numbers
 from salver.builder.search.cache import TrialCache
 from salver.builder.search.choose import Objective
+from salver.builder.search.recipes import FRAMEWORKS, MOVES
 from salver.builder.search.search import Search, SearchResult, SearchSettings
 from salver.builder.search.splits import split
 from salver.builder.search.spool import SpooledDataset, spool
@@ -30,7 +31,7 @@ from salver.bundle import Bundle, Contents, make_golden, seal
 from salver.bundle.archive import translate
 from salver.core.cache import default_cache_dir
 from salver.core.dataset import Dataset
-from salver.core.errors import InvalidArgument, NotFound
+from salver.core.errors import InvalidArgument, MissingExtra, NotFound, UnknownName
 from salver.core.model import Model, Processing, Step
 from salver.core.tensors import TensorSpec
 from salver.datasets import bind, open_dataset
@@ -42,6 +43,7 @@ from salver.processing import pipeline_of, runs_code
 from salver.processing.dataset import ProcessedDataset, open_examples, process
 from salver.processing.declared import attach, read_steps, takes_files
 
+_HOME: Final = "onnxruntime"
 _GOLDEN_ROWS: Final = 16
 _LEAST_EXAMPLES: Final = 3
 _PARITY_ROWS: Final = 1024
@@ -69,6 +71,7 @@ def build(
     objective: Objective = "latency",
     threads: int = 1,
     batch: int = 1,
+    backends: Sequence[str] | None = None,
     calibration: Any = None,
     budget_s: float = _DEFAULT_BUDGET_S,
     labels: Sequence[str] | Path | str | None = None,
@@ -99,6 +102,8 @@ def build(
             ``0.5pp`` where the metric is a share (accuracy, top-5, auc, agreement), else ``1%``.
         objective: what has to get better.
         threads, batch: at which latency is measured.
+        backends: what may come to run the model: ``onnxruntime``, which always may, ``openvino``, or the framework that
+            made it (``torch``, ``tensorflow``); without it the former two, as far as they are installed.
         calibration: examples for calibration; without it a part of ``data`` that is used for nothing else.
         budget_s: wall time for search and certification, in seconds.
         labels: class names, or a text file with one name per line.
@@ -128,6 +133,8 @@ def build(
     began = time.monotonic()
     tell = on_event or _ignore
     _check_numbers(threads, batch, budget_s)
+    if backends is not None:
+        _check_backends(backends)
     if max_drop is not None:
         parse_margin(max_drop)  # refuses what is no margin before anything long begins
     cache_dir = Path(cache) if cache is not None else default_cache_dir()
@@ -161,6 +168,7 @@ def build(
     target = Path(output) if output is not None else Path(f"{chosen_name}.salver")
     if not target.absolute().parent.is_dir():
         raise NotFound(f"no such folder for the bundle: '{target.parent}'; make it, or name another with -o")
+    others = _backends(backends, imported)
     with tempfile.TemporaryDirectory(prefix="salver-build-") as scratch:
         own = open_examples(calibration, files=files) if calibration is not None else None
         parts = _deal(examples, own, imported.model, seed, Path(scratch))
@@ -170,12 +178,15 @@ def build(
             objective=objective,
             threads=threads,
             batch=batch,
+            backends=others,
             budget_s=budget_s,
         )
         host = describe_host()
-        tools = _tools(imported.model.format)
+        tools = _tools(imported.model.format, *others)
         result = Search(
             imported.model,
+            native=imported.native if set(others) - set(MOVES) else None,
+            tolerance=imported.parity.tolerance,
             splits={role: part.folder for role, part in parts.items()},
             rows={role: len(part) for role, part in parts.items()},
             digests={
@@ -342,8 +353,7 @@ def _rows(parts: dict[str, SpooledDataset]) -> str:
 def _sealed_parity(parity: ParityCertificate, record: BuildRecord, golden: str) -> ParityCertificate:
     """The certificate as it is sealed: with the passes that changed numbers on purpose, and without the user's
     examples where those must not travel."""
-    passes = [str(step["pass"]) for step in record.sealed.recipe]
-    changed = tuple(dict.fromkeys(name for name in passes if PASSES.get(name).changes_numbers))
+    changed = change_numbers(str(step["pass"]) for step in record.sealed.recipe)
     keep = golden == "real" or parity.inputs == "synthetic"
     return msgspec.structs.replace(parity, changed_by=changed, recorded=parity.recorded if keep else ())
 
@@ -352,9 +362,39 @@ def _golden_rows(part: SpooledDataset) -> dict[str, Any]:
     return next(iter(part.batches(_GOLDEN_ROWS))).inputs
 
 
-def _tools(format: str) -> dict[str, str]:
+def _check_backends(asked: Sequence[str]) -> None:
+    for name in asked:
+        if name not in (_HOME, *MOVES, *FRAMEWORKS):
+            raise UnknownName("backend for the search", name, (_HOME, *MOVES, *FRAMEWORKS))
+        BACKENDS.get(name)  # says what to install
+
+
+def _backends(asked: Sequence[str] | None, imported: Imported) -> tuple[str, ...]:
+    """Those that the search may move a model to."""
+    if asked is None:
+        return tuple(name for name in MOVES if _is_installed(name))
+    forms = (imported.model, imported.native or imported.model)
+    home, maker = (find_backend(form.format).name for form in forms)
+    for name in asked:
+        if name in FRAMEWORKS and name != maker:
+            made_by = f"; '{maker}' can" if maker in FRAMEWORKS else ""
+            raise InvalidArgument(f"backends: '{name}' cannot run this model, which was not made by it{made_by}")
+    return tuple(dict.fromkeys(name for name in asked if name not in (_HOME, home)))
+
+
+def _is_installed(backend: str) -> bool:
+    try:
+        BACKENDS.get(backend)
+    except MissingExtra:
+        return False
+    return True
+
+
+def _tools(format: str, *backends: str) -> dict[str, str]:
     found = {"salver": __version__, "onnx": onnx.__version__, "numpy": np.__version__}
-    return {**found, **find_backend(format).versions()}
+    for backend in (find_backend(format), *(BACKENDS.get(name)() for name in backends)):
+        found |= backend.versions()
+    return found
 
 
 def _hints(result: SearchResult, threads: int) -> dict[str, Any]:

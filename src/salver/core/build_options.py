@@ -92,6 +92,15 @@ BUILD_OPTIONS: Final = (
         help="What to improve",
     ),
     Option(
+        name="backends",
+        kind="list",
+        verbs=_BUILD,
+        example="onnxruntime",
+        default="(onnxruntime, and openvino where it is installed)",
+        help="What may come to run the model, the framework that made it too (torch, tensorflow): the search moves it "
+        "where that is better",
+    ),
+    Option(
         name="batch",
         kind="integer",
         verbs=_BUILD,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from salver.backends import open_session
@@ -42,17 +42,25 @@ __all__ = [
 ]
 
 
-def open_processed(model: Model, options: SessionOptions | None = None) -> Session:
+def open_processed(
+    model: Model,
+    options: SessionOptions | None = None,
+    open_graph: Callable[[Model, SessionOptions], Session] = open_session,
+) -> Session:
     """Load a model with its steps, if it has any.
+
+    Args:
+        open_graph: loads what is between the steps.
 
     Raises:
         PermissionDenied: a step runs code, and the model is not trusted.
         SalverError: as `open_session`, and as the steps' construction.
     """
+    chosen = options or SessionOptions()
     if model.processing is None:
-        return open_session(model, options)
+        return open_graph(model, chosen)
     pipeline = pipeline_of(model)
-    return ProcessedSession(open_session(model, options), pipeline)
+    return ProcessedSession(open_graph(model, chosen), pipeline)
 
 
 def pipeline_of(model: Model) -> Pipeline:

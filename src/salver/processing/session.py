@@ -33,6 +33,7 @@ class ProcessedSession(Session):
         pipeline = self._pipeline
         feed, kept = pipeline.run_before(inputs)
         kept.update(self._session.run(feed, pipeline.inner_outputs))
+        self.elsewhere_ns = self._session.elsewhere_ns
         return pipeline.run_after(kept, pipeline.signature.output_names if outputs is None else outputs)
 
     def close(self) -> None:

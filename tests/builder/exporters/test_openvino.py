@@ -16,7 +16,6 @@ pytest.importorskip("openvino", reason="pip install 'salver[openvino]'")
 
 class TestOpenvino(ExporterConformance):
     exporter_name = "openvino"
-    deterministic = False  # OpenVINO numbers the constants that have no name of their own
 
     @pytest.fixture(params=["digits", "external"])
     def imported(self, request: pytest.FixtureRequest) -> Imported:

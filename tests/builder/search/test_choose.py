@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from salver.builder.search.choose import choose, finite_gate, gain, is_hopeful, objective_gate, order, pareto_front
+from salver.builder.search.recipes import MOVES
 from salver.evaluation.types import CandidateRecord, Evaluation, Interval, Latency, Margin, Quality, Verdict
 
 
@@ -138,3 +140,10 @@ def test_a_smaller_model_that_is_slower_says_so() -> None:
     chosen, why = choose([ORIGINAL, candidate("tiny", speedup=0.5, size=100)], "size")
     assert chosen == "tiny"
     assert "2.00x slower and 10.00x smaller" in why[0]
+
+
+def test_among_equals_the_original_s_backend_stays() -> None:
+    moved = msgspec.structs.replace(candidate("moved", speedup=2.02), recipe=(MOVES["openvino"],))
+    near, far = candidate("near", speedup=2.0), candidate("far", speedup=1.5)
+    assert [c.name for c in order([moved, near], "latency")] == ["near", "moved"]
+    assert [c.name for c in order([moved, far], "latency")] == ["moved", "far"]

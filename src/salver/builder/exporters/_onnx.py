@@ -29,6 +29,6 @@ class OnnxExporter(Exporter):
     ) -> Exported:
         files = lay_out(imported.model.blobs, output)
         made = exported_model(self, imported.model, files, options, tools=backend_versions())
-        found = Arithmetic.of(imported)
+        found = Arithmetic.of(imported.model)
         parity = prove(reference(imported), made, data, options, depth=found.depth, computed_in=found.computed_in)
         return Exported(model=made, parity=parity, route=self.route(imported), notes=made.notes)

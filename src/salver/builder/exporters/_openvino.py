@@ -44,7 +44,7 @@ class OpenvinoExporter(Exporter):
             why = error.message.partition("': ")[2]
             raise no_route(imported, self.name, why, "export with --to onnx or --to ort") from error
         write(graph, output, float16=half)
-        found = Arithmetic.of(imported) if imported.model.format == "onnx" else Arithmetic(1, "")
+        found = Arithmetic.of(imported.model) if imported.model.format == "onnx" else Arithmetic(1, "")
         made = exported_model(
             self,
             imported.model,

@@ -56,6 +56,6 @@ class OrtExporter(Exporter):
         except ORT_ERRORS as error:
             raise FailedPrecondition(f"ONNX Runtime could not write '{output.name}': {error}") from error
         made = exported_model(self, imported.model, {output.name: output}, options, tools=backend_versions())
-        found = Arithmetic.of(imported)
+        found = Arithmetic.of(imported.model)
         parity = prove(reference(imported), made, data, options, depth=found.depth, computed_in=found.computed_in)
         return Exported(model=made, parity=parity, route=route)

@@ -1,4 +1,4 @@
-"""What exporters do that start from the imported ONNX graph."""
+"""What is done with an ONNX graph that becomes another format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from salver.builder.exporters.base import no_route
 from salver.builder.importers.base import Imported
 from salver.builder.importers.onnx_depth import coarsest_float, find_depth
 from salver.builder.importers.onnx_files import copy_bytes, external_tensors, read_onnx, write_onnx
-from salver.core.model import Blob
+from salver.core.model import Blob, Model
 
 
 def require_onnx(imported: Imported, to: str) -> None:
@@ -38,9 +38,9 @@ class Arithmetic(msgspec.Struct, frozen=True):
     computed_in: str
 
     @classmethod
-    def of(cls, imported: Imported) -> Arithmetic:
-        """That of an imported graph; external data stays where it is."""
-        graph = ModelProto.FromString(imported.model.blobs[0].read())
+    def of(cls, model: Model) -> Arithmetic:
+        """That of an ONNX graph; external data stays where it is."""
+        graph = ModelProto.FromString(model.blobs[0].read())
         return cls(find_depth(graph), coarsest_float(graph))
 
 

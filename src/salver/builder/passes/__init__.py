@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from salver.builder.passes.base import Pass, PassContext
@@ -15,12 +16,14 @@ BUILTIN: Final = {
     "int8-dynamic": "salver.builder.passes._int8_dynamic:Int8DynamicPass",
     "int8-static": "salver.builder.passes._int8_static:Int8StaticPass",
     "weight-only": "salver.builder.passes._weight_only:WeightOnlyPass",
+    "native": "salver.builder.passes._native:NativePass",
+    "openvino": "salver.builder.passes._openvino:OpenvinoPass",
     "prune-magnitude": "salver.builder.passes._prune_magnitude:PruneMagnitudePass",
 }
 
 PASSES: Final[Family[type[Pass[Any]]]] = Family("passes", BUILTIN)
 
-__all__ = ["BUILTIN", "PASSES", "Pass", "PassContext", "make_pass"]
+__all__ = ["BUILTIN", "PASSES", "Pass", "PassContext", "change_numbers", "make_pass"]
 
 
 def make_pass(name: str, config: dict[str, Any] | None = None) -> Pass[Any]:
@@ -33,3 +36,8 @@ def make_pass(name: str, config: dict[str, Any] | None = None) -> Pass[Any]:
     """
     member = PASSES.get(name)
     return member(member.Config.from_data(config or {}))
+
+
+def change_numbers(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the passes of these names that are meant to change numbers, each once."""
+    return tuple(dict.fromkeys(name for name in names if PASSES.get(name).changes_numbers))

@@ -27,6 +27,16 @@ _MAX_BYTES: Final = 2_000_000_000
 _OPSET_IR: Final = {13: 7, 15: 8, 19: 9, 21: 10}
 
 
+def require_onnx(model: Model) -> None:
+    """Refuse a model that is no ONNX graph.
+
+    Raises:
+        PassNotApplicable: naming its format.
+    """
+    if model.format != "onnx":
+        raise PassNotApplicable(f"this pass works on ONNX models; the model's format is '{model.format}'")
+
+
 def read_graph(model: Model) -> ModelProto:
     """Parse a model; external data is read into the graph.
 
@@ -34,8 +44,7 @@ def read_graph(model: Model) -> ModelProto:
         PassNotApplicable: not an ONNX model, or more than 2 GB.
         CorruptArtifact: not readable, or external data is missing.
     """
-    if model.format != "onnx":
-        raise PassNotApplicable(f"this pass works on ONNX models; the model's format is '{model.format}'")
+    require_onnx(model)
     if model.size_bytes > _MAX_BYTES:
         raise PassNotApplicable(f"the model has {model.size_bytes} bytes; passes hold at most {_MAX_BYTES}")
     proto = ModelProto()

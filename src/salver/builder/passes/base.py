@@ -23,11 +23,16 @@ class PassContext(msgspec.Struct, frozen=True, kw_only=True):
         calibration: examples bound to the model's inputs (column names are input names), for passes that observe
             activations; None when there are none.
         threads: how many threads it may use.
+        native: the imported model in its framework's own format, where there is one and it may be used.
+        tolerance: within which the import gave the original's answers (`certify`), for passes that prove theirs; None
+            takes what follows from datatype and depth.
     """
 
     workdir: Path
     calibration: Dataset | None = None
     threads: int = 1
+    native: Model | None = None
+    tolerance: float | None = None
 
 
 class Pass(abc.ABC, Generic[C]):
@@ -42,6 +47,8 @@ class Pass(abc.ABC, Generic[C]):
     needs_calibration: ClassVar[bool] = False
     changes_numbers: ClassVar[bool] = True
     """Whether answers are meant to change (quantization, pruning), so that quality judges them and not parity."""
+    moves: ClassVar[bool] = False
+    """Whether another backend runs the result, which then has to give the same answers on the examples."""
     gives_speed: ClassVar[str] = ""
     """One sentence for the report when no speed-up is to be expected ("dense kernels do not skip zeros")."""
 

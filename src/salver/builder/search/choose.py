@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Literal
 
+from salver.builder.search.recipes import is_moved
 from salver.evaluation.noninferiority import (
     ALPHA,
     MAX_FINALISTS,
@@ -153,7 +154,7 @@ def choose(candidates: Sequence[CandidateRecord], objective: Objective) -> tuple
 
 def order(candidates: Sequence[CandidateRecord], objective: Objective) -> list[CandidateRecord]:
     """Candidates from the one to choose first to the last: the best on the objective, ties broken by the objectives
-    that come next."""
+    that come next, then by being run by the original's backend."""
     left = [c for c in candidates if c.evaluation is not None]
     ranked = []
     while left:
@@ -161,7 +162,7 @@ def order(candidates: Sequence[CandidateRecord], objective: Objective) -> list[C
         for step in _NEXT[objective]:
             best = max(_gain_of(c, step) for c in equal)
             equal = [c for c in equal if _gain_of(c, step) >= best * (1 - TIE)]
-        first = max(equal, key=lambda c: _gain_of(c, objective))
+        first = max(equal, key=lambda c: (not is_moved(c.recipe), _gain_of(c, objective)))
         ranked.append(first)
         left.remove(first)
     return ranked

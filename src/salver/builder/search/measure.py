@@ -10,7 +10,8 @@ from typing import Any, Final, Literal
 import msgspec
 import numpy as np
 
-from salver.backends import Session, SessionOptions
+from salver.backends import Session, SessionOptions, open_session
+from salver.backends.apart import open_as_served
 from salver.builder.passes import make_pass
 from salver.builder.passes._int8_static import quantizable_nodes
 from salver.builder.passes.base import PassContext
@@ -79,7 +80,8 @@ def evaluate(candidate: Model, original: Model, data: Dataset, question: Questio
     """
     options = SessionOptions(threads=question.threads)
     sample = next(iter(data.batches(_SAMPLE_ROWS))).inputs
-    own, own_peak = _open_watched(candidate, options, sample)
+    # What moved to another framework is measured with the way to the process that a server would give it.
+    own, own_peak = _open_watched(candidate, options, sample, apart=candidate.format != original.format)
     theirs, their_peak = _open_watched(original, options, sample)
     with own, theirs:
         is_original = candidate.digest == original.digest
@@ -111,10 +113,12 @@ def evaluate(candidate: Model, original: Model, data: Dataset, question: Questio
     return evaluation, latency[-1].p50_ms / 1000.0 / latency[-1].batch
 
 
-def _open_watched(model: Model, options: SessionOptions, sample: dict[str, Array]) -> tuple[Session, int]:
+def _open_watched(
+    model: Model, options: SessionOptions, sample: dict[str, Array], *, apart: bool = False
+) -> tuple[Session, int]:
     """Open a session and run it once; how much memory that took."""
     with PeakMemory() as peak:
-        session = open_processed(model, options)
+        session = open_processed(model, options, open_as_served if apart else open_session)
         RowRunner(session).run(take_rows(sample, 1), 1)
     return session, peak.growth_bytes
 

@@ -4,7 +4,7 @@ neighbors of the best so far. Nothing here knows a particular model."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -44,6 +44,13 @@ def step(name: str, **config: Any) -> dict[str, Any]:
     return {"pass": name, "config": config}
 
 
+MOVES: Final = {"openvino": step("openvino")}
+"""Backend -> the pass that brings an ONNX model there. Nothing works on a model after it, so it comes last."""
+FRAMEWORKS: Final = ("torch", "tensorflow", "jax", "litert")
+"""Backends of frameworks whose importers keep the original beside the ONNX graph that they made of it."""
+NATIVE: Final = step("native")
+"""What brings the original back to the framework that made it."""
+
 SLIM: Final = Proposal(name="onnxslim", recipe=(step("onnxslim"),), origin="preset")
 
 
@@ -64,13 +71,23 @@ def runtime_defaults() -> tuple[Proposal, ...]:
     )
 
 
-def presets(ops: Counter[str]) -> Iterator[Proposal]:
-    """Recipes for a model with these operators (type -> count), the most promising first."""
+def presets(ops: Counter[str], backends: Sequence[str] = ()) -> Iterator[Proposal]:
+    """Recipes for a model with these operators (type -> count), the most promising first.
+
+    Args:
+        backends: those that it may be moved to; what is not in `MOVES` is the framework that made it.
+    """
+    for backend in backends:
+        yield Proposal(name=backend, recipe=(MOVES.get(backend, NATIVE),), origin="preset")
     # Preparation merges MatMul and Add into Gemm, so a model that has one of the two may come to have the other.
     dense = [*_DENSE] if any(ops[op] for op in _DENSE) else []
     conv = [op for op in _CONV if ops[op]]
     lookup = [op for op in _LOOKUP if ops[op]]
-    yield from _static_presets(conv, dense, lookup, [op for op in PASSING if ops[op]])
+    passing = [op for op in PASSING if ops[op]]
+    if conv or dense:
+        for moved in moves(static([*conv, *dense, *passing], per_channel=True), backends):
+            yield msgspec.structs.replace(moved, origin="preset")
+    yield from _static_presets(conv, dense, lookup, passing)
     if dense or ops["LSTM"] or ops["Attention"]:
         types = [*dense, *(op for op in ("LSTM", "Attention") if ops[op])]
         yield _dynamic(types, per_channel=True)
@@ -129,38 +146,59 @@ def _dynamic(op_types: list[str], *, per_channel: bool) -> Proposal:
     return Proposal(name=f"int8-dynamic {'+'.join(op_types)} {how}", recipe=recipe, origin="preset")
 
 
+def is_moved(recipe: Recipe) -> bool:
+    """Whether another backend runs what a recipe makes."""
+    return bool(_split(recipe)[1])
+
+
+def moves(proposal: Proposal, backends: Sequence[str]) -> Iterator[Proposal]:
+    """The same on other backends; nothing for what has been moved already. A framework has the original alone."""
+    if not is_moved(proposal.recipe):
+        for backend in backends:
+            if backend in MOVES:
+                yield _refined(proposal, (MOVES[backend],))
+
+
+def _split(recipe: Recipe) -> tuple[Recipe, Recipe]:
+    """What is done to the graph, and how it is moved to another backend, if it is."""
+    place = len(recipe) - (recipe[-1:] != () and recipe[-1] in (*MOVES.values(), NATIVE))
+    return recipe[:place], recipe[place:]
+
+
 def neighbors(recipe: Recipe) -> Iterator[Proposal]:
-    """Recipes that differ from a static int8 one in one setting; nothing for other recipes."""
-    if len(recipe) != 1 or recipe[0]["pass"] != "int8-static" or recipe[0]["config"].get("runtime_defaults"):
+    """Recipes that differ from a static int8 one in one setting, on the same backend; nothing for other recipes."""
+    made, moved = _split(recipe)
+    if len(made) != 1 or made[0]["pass"] != "int8-static" or made[0]["config"].get("runtime_defaults"):
         return
-    config = dict(recipe[0]["config"])
+    config = dict(made[0]["config"])
     op_types = config.pop("op_types")
     for key, values in _DIMENSIONS.items():
         for value in values:
             if config.get(key, values[0]) != value:
                 changed = {**config, key: value}
-                yield _refined(static(op_types, **changed))
+                yield _refined(static(op_types, **changed), moved)
     for op in op_types if len(op_types) > 1 else ():
         if op not in PASSING:
-            yield _refined(static([o for o in op_types if o != op], **config))
+            yield _refined(static([o for o in op_types if o != op], **config), moved)
 
 
 def without_layers(recipe: Recipe, worst_first: list[str]) -> Iterator[Proposal]:
     """The same recipe leaving 1, 2, 4, ... of the layers that hurt most in floating point."""
-    if len(recipe) != 1 or recipe[0]["pass"] != "int8-static":
+    made, moved = _split(recipe)
+    if len(made) != 1 or made[0]["pass"] != "int8-static":
         return
-    config = dict(recipe[0]["config"])
+    config = dict(made[0]["config"])
     op_types = config.pop("op_types", None)
     config.pop("runtime_defaults", None)
     count = 1
     while count <= len(worst_first) // 2 and op_types:
-        yield _refined(static(op_types, **{**config, "exclude_nodes": worst_first[:count]}))
+        yield _refined(static(op_types, **{**config, "exclude_nodes": worst_first[:count]}), moved)
         count *= 2
 
 
 def after_slimming(name: str, recipe: Recipe) -> Iterator[Proposal]:
     """The same recipe on the graph that onnxslim leaves; nothing where it begins with passes on the graph."""
-    if recipe[0]["pass"] not in ("onnxslim", "graph-optimize"):
+    if recipe[0]["pass"] not in ("onnxslim", "graph-optimize", "native"):
         yield Proposal(name=f"onnxslim, {name}", recipe=(*SLIM.recipe, *recipe), origin="refined")
 
 
@@ -171,5 +209,7 @@ _DIMENSIONS: Final[dict[str, tuple[Any, ...]]] = {
 }
 
 
-def _refined(proposal: Proposal) -> Proposal:
-    return Proposal(name=proposal.name, recipe=proposal.recipe, origin="refined")
+def _refined(proposal: Proposal, moved: Recipe = ()) -> Proposal:
+    """As a refinement of something, moved to another backend where that was."""
+    name = ", ".join((proposal.name, *(item["pass"] for item in moved)))
+    return Proposal(name=name, recipe=(*proposal.recipe, *moved), origin="refined")

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from salver.backends import find_backend
 from salver.builder.events import BuildEvent, OnEvent, Stage
 from salver.builder.passes import PASSES
 from salver.builder.search.cache import TrialCache
@@ -38,6 +39,8 @@ from salver.builder.search.recipes import (
     Proposal,
     after_slimming,
     count_ops,
+    is_moved,
+    moves,
     neighbors,
     presets,
     runtime_defaults,
@@ -50,7 +53,7 @@ from salver.evaluation.noninferiority import MAX_FINALISTS, certify, margin_in_u
 from salver.evaluation.types import CandidateRecord, Evaluation, Host, Margin, Outcome, Verdict
 
 ORIGINAL: Final = "original"
-TRIAL_VERSION: Final = 2
+TRIAL_VERSION: Final = 3
 """Part of every cache key: raised when a trial measures something else than before."""
 
 _CERTIFY_SHARE: Final = 0.4
@@ -68,6 +71,7 @@ class SearchSettings(msgspec.Struct, frozen=True, kw_only=True):
         margin: how much worse is still not worse.
         objective: what must get better.
         threads, batch: at which latency is measured.
+        backends: those that the model may be moved to: of `MOVES`, or the framework that made it.
         budget_s: wall time for everything; the search leaves enough of it to certify.
         trial_timeout_s: after which a trial is stopped.
     """
@@ -77,6 +81,7 @@ class SearchSettings(msgspec.Struct, frozen=True, kw_only=True):
     objective: Objective
     threads: int
     batch: int
+    backends: tuple[str, ...] = ()
     budget_s: float
     trial_timeout_s: float = 180.0
 
@@ -100,6 +105,7 @@ class Search:
 
     Args:
         model: the imported original.
+        native, tolerance: see `PassContext`.
         splits: role -> folder of spooled examples (``calibrate``, ``steer``, ``certify``).
         rows: role -> number of examples.
         digests: of the data and the split, as part of every cache key.
@@ -113,6 +119,8 @@ class Search:
         self,
         model: Model,
         *,
+        native: Model | None = None,
+        tolerance: float | None = None,
         splits: dict[str, Path],
         rows: dict[str, int],
         digests: dict[str, str],
@@ -123,6 +131,8 @@ class Search:
         on_event: OnEvent,
     ) -> None:
         self._model = model
+        self._native = native
+        self._tolerance = tolerance
         self._splits = splits
         self._rows = rows
         self._digests = digests
@@ -161,9 +171,12 @@ class Search:
         front = pareto_front(records)
         records = tuple(msgspec.structs.replace(r, on_front=r.name in front) for r in records)
         chosen, why = choose(records, self._settings.objective)
+        model = self._tried[chosen].model or self._model
+        if model.format != self._model.format:
+            backend = find_backend(model.format).name
+            why = (*why, f"It is run by {backend}: whatever serves it needs pip install 'salver[{backend}]'.")
         if interrupted:
             why = (*why, "The search was interrupted; what had been measured by then was certified.")
-        model = self._tried[chosen].model or self._model
         return SearchResult(candidates=records, chosen=chosen, why=why, model=model)
 
     # ------------------------------------------------------------------ the original
@@ -191,7 +204,7 @@ class Search:
         if self._model.format != "onnx":
             self._tell("search", f"no pass works on models of the format '{self._model.format}'")
             return
-        if self._all_tried([*runtime_defaults(), *presets(count_ops(self._model))]):
+        if self._all_tried([*runtime_defaults(), *presets(count_ops(self._model), self._settings.backends)]):
             for _ in range(_REFINE_ROUNDS):
                 if not self._refine():
                     return
@@ -206,6 +219,8 @@ class Search:
         if ranked:
             # The best may have no neighbors (the runtime's defaults have none): then those of the best that has.
             yield from next(filter(None, (list(neighbors(record.recipe)) for record in ranked)), [])
+            best = Proposal(name=ranked[0].name, recipe=ranked[0].recipe, origin=ranked[0].origin)
+            yield from moves(best, self._settings.backends)
             slimmed = self._tried.get(SLIM.name)
             if slimmed is not None and slimmed.record.verdict.outcome == "not-certified":
                 yield from after_slimming(ranked[0].name, ranked[0].recipe)
@@ -316,6 +331,7 @@ class Search:
             kind,
             self._model.digest,
             proposal.recipe,
+            (self._native.digest if self._native else "", self._tolerance) if is_moved(proposal.recipe) else (),
             self._digests,
             (self._settings.metric, self._settings.margin, self._settings.threads, self._settings.batch),
             (self._settings.objective, rows),
@@ -340,9 +356,14 @@ class Search:
             models_dir=str(self._cache.models_dir),
             rows=rows,
             objective=self._settings.objective,
+            native=self._native,
+            tolerance=self._tolerance,
         )
-        began = time.monotonic()
-        result = run_isolated(spec, min(self._settings.trial_timeout_s, timeout_s))
+        began, limit_s = time.monotonic(), min(self._settings.trial_timeout_s, timeout_s)
+        result = run_isolated(msgspec.structs.replace(spec, kind="make"), limit_s) if is_moved(spec.recipe) else None
+        if result is None or result.outcome == "measured":
+            # A process that has not loaded the other backend yet, to see what memory it takes.
+            result = run_isolated(spec, limit_s)
         result = msgspec.structs.replace(result, seconds=time.monotonic() - began)
         self._cache.put(key, result)
         return result

@@ -24,7 +24,7 @@ from salver.core.host import usable_cores
 from salver.core.model import Model, digest_bytes
 from salver.evaluation.types import Evaluation, Margin
 
-Kind = Literal["steer", "certify", "sensitivity"]
+Kind = Literal["make", "steer", "certify", "sensitivity"]
 
 _PR_SET_PDEATHSIG: Final = 1
 _MEMORY_SHARE: Final = 0.8
@@ -34,8 +34,9 @@ class TrialSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a trial process has to do.
 
     Args:
-        kind: ``steer``: make and measure on the steering examples; ``certify``: on the certification examples, timed
-            longer and at the throughput batch too; ``sensitivity``: rank the layers a static int8 recipe quantizes.
+        kind: ``make``: make the candidate and keep it; ``steer``: make and measure on the steering examples;
+            ``certify``: on the certification examples, timed longer and at the throughput batch too; ``sensitivity``:
+            rank the layers a static int8 recipe quantizes.
         model: the imported original.
         recipe: passes to apply, in order; empty for the original itself.
         splits: role -> folder of spooled examples.
@@ -46,6 +47,7 @@ class TrialSpec(msgspec.Struct, frozen=True, kw_only=True):
         scores: file that keeps the original's statistics on these examples, shared by all trials.
         models_dir: where models made by passes are kept by content, shared by all trials.
         rows, objective: see `Question`.
+        native, tolerance: see `PassContext`.
     """
 
     kind: Kind
@@ -62,6 +64,8 @@ class TrialSpec(msgspec.Struct, frozen=True, kw_only=True):
     models_dir: str
     rows: int = 0
     objective: Objective = "latency"
+    native: Model | None = None
+    tolerance: float | None = None
 
 
 class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,20 +133,28 @@ def make_candidate(spec: TrialSpec) -> Model:
     calibration = SpooledDataset(Path(spec.splits["calibrate"])) if "calibrate" in spec.splits else None
     for item in spec.recipe:
         one = make_pass(item["pass"], item["config"])
-        data = calibration.digest if calibration is not None and one.needs_calibration else ""
-        key = cache_name(model.digest, one.name, one.config.to_data(), data, spec.tools)
-        model = _apply_once(one, model, calibration, Path(spec.models_dir) / key)
+        data = calibration.digest if calibration is not None and (one.needs_calibration or one.moves) else ""
+        moved = (spec.native.digest if spec.native is not None else "", spec.tolerance) if one.moves else ()
+        key = cache_name(model.digest, one.name, one.config.to_data(), data, moved, spec.tools)
+        model = _apply_once(one, model, calibration, spec, Path(spec.models_dir) / key)
     # Passes see the graph alone, and keep nothing else.
     return msgspec.structs.replace(model, processing=spec.model.processing, trusted=spec.model.trusted)
 
 
-def _apply_once(one: Any, model: Model, calibration: SpooledDataset | None, folder: Path) -> Model:
+def _apply_once(one: Any, model: Model, calibration: SpooledDataset | None, spec: TrialSpec, folder: Path) -> Model:
     note = folder / "model.json"
     if note.is_file():
         return msgspec.json.decode(note.read_bytes(), type=Model, dec_hook=_to_path)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    made: Model = one.apply(model, PassContext(workdir=folder, calibration=calibration, threads=usable_cores()))
+    context = PassContext(
+        workdir=folder,
+        calibration=calibration,
+        threads=usable_cores(),
+        native=spec.native,
+        tolerance=spec.tolerance,
+    )
+    made: Model = one.apply(model, context)
     partial = folder / "model.partial"
     partial.write_bytes(msgspec.json.encode(made, enc_hook=str))
     partial.replace(note)
@@ -164,6 +176,8 @@ def run_trial(spec: TrialSpec) -> TrialResult:
         parts = (SpooledDataset(Path(spec.splits[role])) for role in ("steer", "certify"))
         check_labels(spec.model, parts, spec.metric)
     candidate = make_candidate(spec)
+    if spec.kind == "make":
+        return TrialResult(outcome="measured", model=candidate)
     question = Question(
         metric=spec.metric,
         margin=spec.margin,
