@@ -2,7 +2,7 @@
 # Each works on a fresh machine that has Python 3.11 or newer and make. ARGS="..." is handed on;
 # PYTHON=python3.12 chooses the interpreter of a new .venv.
 
-.PHONY: help run test check bench soak docs protos node-tests matrix extras formats toolchains clients proxies peers fuzz coverage clean
+.PHONY: help run test check bench soak docs protos node-tests matrix extras formats toolchains clients browser proxies peers fuzz coverage clean
 .DEFAULT_GOAL := help
 
 VENV ?= .venv
@@ -98,6 +98,10 @@ coverage: $(STAMPS)/installed $(STAMPS)/test
 	$(BIN)/python -m coverage json -q --data-file=build/coverage -o build/coverage.json
 	$(BIN)/python -m tests.fuzz.branches build/coverage.json
 
+# The pages for people, in a real Chromium.
+browser: $(STAMPS)/installed $(STAMPS)/test $(STAMPS)/browser
+	$(BIN)/python -m pytest -q tests/browser $(ARGS)
+
 # nginx, HAProxy, Envoy, Traefik, Caddy, nghttp and curl for real, with the configurations of docs/server/proxies.md.
 # As root on Debian it installs what is missing.
 proxies: $(STAMPS)/installed $(STAMPS)/test $(STAMPS)/proxies
@@ -133,7 +137,12 @@ $(STAMPS)/test: pyproject.toml | $(BIN)/python
 	@$(PIP) install --no-deps 'magika>=1.0' 'silero-vad>=6.2'
 	@touch $@
 
-$(STAMPS)/proxies: tests/proxies/install.sh | $(BIN)/python
+$(STAMPS)/browser: tests/debian.sh | $(BIN)/python
+	@echo "installing a browser"
+	@tests/debian.sh chromium=chromium
+	@touch $@
+
+$(STAMPS)/proxies: tests/proxies/install.sh tests/debian.sh | $(BIN)/python
 	@echo "installing proxies"
 	@tests/proxies/install.sh $(BIN)/python
 	@touch $@
