@@ -4,12 +4,12 @@
         [--slo 80ms] [-o folder]
 
 A server of one worker runs on one core, the load generator on the others. Each of three traces (steady, busy, bursts)
-is run several times against the real server, and several times through the simulator, with other random run times each
-time. Model and event loop are measured as `salver plan` measures them, before and after the real runs, since the speed
-of a machine drifts; half of the simulations take the one, half the other. A prediction is the median of the simulated
-figures; it holds where it lies within the spread of the real ones. A repetition in which the load generator itself was
-late is run again. Ends with 1 where a prediction does not hold. Without a model, `minilm` of networks.py is taken;
-without an objective, eight times what a single row takes.
+is run several times against the real server, in turns, and several times through the simulator, with other random run
+times each time. Model and event loop are measured as `salver plan` measures them, before every turn and after the last,
+since the speed of a machine drifts; each measurement is simulated equally often. A prediction is the median of the
+simulated figures; it holds where it lies within the spread of the real ones. A run in which the load generator itself
+was late is run again once. Ends with 1 where a prediction does not hold. Without a model, `minilm` of networks.py is
+taken; without an objective, eight times what a single row takes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from salver.server.planning.simulator import simulate
 
 OBJECTIVE = 8  # times a single run, where none is given
 MAX_BATCH = 8
-SIMULATED = 5  # times with each measurement
+SIMULATED = 3  # times with each measurement
 READY = re.compile(r"ready on (http://[^\s,]+)")
 
 LOADS: dict[str, Callable[[float], Process]] = {
@@ -99,13 +99,10 @@ def run_real(url: str, trace: tuple[Arrival, ...], slo_s: float) -> tuple[Figure
     return figures, not result.generator.is_bottleneck
 
 
-def repeat_real(url: str, trace: tuple[Arrival, ...], slo_s: float, repetitions: int) -> list[Figures]:
-    """As many repetitions as are asked for, and up to as many again in place of those that were spoiled."""
-    found, spoiled = [], []
-    while len(found) < repetitions and len(found) + len(spoiled) < 2 * repetitions:
-        figures, kept_up = run_real(url, trace, slo_s)
-        (found if kept_up else spoiled).append(figures)
-    return (found + spoiled)[:repetitions]
+def run_well(url: str, trace: tuple[Arrival, ...], slo_s: float) -> Figures:
+    """A repetition, and another in its place where it was spoiled."""
+    figures, kept_up = run_real(url, trace, slo_s)
+    return figures if kept_up else run_real(url, trace, slo_s)[0]
 
 
 def foretell(path: Path, measured: Sequence[measuring.Measured], slo_s: float) -> Figures:
@@ -218,14 +215,21 @@ def check(path: Path, folder: Path, options: argparse.Namespace) -> int:
     print(f"objective {slo_s * 1e3:.1f} ms, capacity about {rate:.1f}/s", flush=True)
     holds = True
     alone = ["--lanes", "1", "--threads", "1", "--max-batch", str(MAX_BATCH)]
+    paths = {name: folder / f"{name}.jsonl" for name in options.traces.split(",")}
+    traces = {
+        name: make_trace(LOADS[name](rate), options.seconds, paths[name], seed) for seed, name in enumerate(paths, 1)
+    }
+    found: dict[str, list[Figures]] = {name: [] for name in paths}
+    measurements = [measured]
     with served(path, slo_s, cores[:1], alone) as url:
-        for seed, name in enumerate(options.traces.split(","), 1):
-            trace_path = folder / f"{name}.jsonl"
-            trace = make_trace(LOADS[name](rate), options.seconds, trace_path, seed)
+        for trace in traces.values():
             run_real(url, trace[: len(trace) // 10], slo_s)  # to warm up
-            found = repeat_real(url, trace, slo_s, options.repetitions)
-            before, measured = measured, measure_here(path, cores)
-            holds = show(name, foretell(trace_path, (before, measured), slo_s), found) and holds
+        for _ in range(options.repetitions):
+            for name, trace in traces.items():
+                found[name].append(run_well(url, trace, slo_s))
+            measurements.append(measure_here(path, cores))
+    for name, figures in found.items():
+        holds = show(name, foretell(paths[name], measurements, slo_s), figures) and holds
     return 0 if holds else 1
 
 

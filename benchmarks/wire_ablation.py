@@ -23,8 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import networks
+import numpy as np
 from load import WIRES, cost_us
 
+from salver.core.arrays import Array
 from salver.server import _loop, app, launch
 from salver.server.engine import served
 from salver.server.frontends.http import _reader
@@ -33,6 +35,7 @@ from salver.server.frontends.http.shared import NO_HEAD
 from salver.server.frontends.http2 import connection as http2_connection
 from salver.server.frontends.http2.connection import Http2Connection
 from salver.server.frontends.lookup import Lookup
+from salver.server.frontends.oip import grpc_shortcut, shortcut
 from salver.server.frontends.oip.codec import ModelCodec
 from salver.server.frontends.oip.grpc_shortcut import Templates
 from salver.wire.http2 import Envelope, Stream, _hpack, reader
@@ -87,7 +90,7 @@ def undo_one_write() -> None:
 def undo_joined_answer() -> None:
     def answer(self: Sender, stream: Stream, envelope: Envelope, data: bytes) -> bool:
         self.headers(stream, envelope.headers, False)
-        self.data(stream, data, False)
+        self.data(stream, envelope.prefix(len(data)) + data, False)
         return self.headers(stream, envelope.trailers, True)
 
     Sender.answer = answer
@@ -95,9 +98,24 @@ def undo_joined_answer() -> None:
 
 def undo_turn() -> None:
     def kick_soon(self: served.LoadedModel) -> None:
-        self._kick()
+        self._dispatch()
 
     served.LoadedModel._kick_soon = kick_soon
+
+
+def undo_gathering() -> None:
+    def kick(self: served.LoadedModel) -> None:
+        self._kicked = False
+        self._dispatch()
+
+    served.LoadedModel._kick = kick
+
+
+def undo_packed() -> None:
+    def array(dtype: np.dtype, shape: tuple[int, ...], data: bytes) -> Array:
+        return np.ndarray(shape, dtype, data)
+
+    shortcut.Packed = grpc_shortcut.Packed = array
 
 
 def try_writelines() -> None:
@@ -127,6 +145,8 @@ VARIANTS: dict[str, tuple[str, Callable[[], None], tuple[str, ...], tuple[str, .
     "joined-answer": ("headers, message and trailers are one piece", undo_joined_answer, (), GRPC),
     "inline": ("cheap batches run on the event loop", undo_inline, (), (*HTTP, *GRPC)),
     "turn": ("a batch begins when all that has come is read", undo_turn, (), (*HTTP, *GRPC)),
+    "gathering": ("a batch waits a turn of the loop more while requests come", undo_gathering, (), (*HTTP, *GRPC)),
+    "packed": ("small tensors stay bytes until their batch is made", undo_packed, (), (*HTTP, *GRPC)),
     "batching": ("what waits is one batch", lambda: None, ("--max-batch", "1"), (*HTTP, *GRPC)),
     "gc": ("what is loaded is not walked by the garbage collector", undo_gc, (), (*HTTP, *GRPC)),
     "uvloop": ("uvloop", undo_uvloop, (), (*HTTP, *GRPC)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import http.client
 import json
-import logging
 import os
 import shutil
 import socket
@@ -100,13 +99,8 @@ def test_configuration_statistics_and_settings(client):
     [stats] = client.get_inference_statistics("times", "1")["model_stats"]
     assert stats["inference_stats"]["success"]["count"] == 1
     assert client.get_inference_statistics()["model_stats"]
-    logger = logging.getLogger("salver")
-    before = logger.level
-    try:
-        assert client.update_log_settings({"log_verbose_level": 1})["log_verbose_level"] == 1
-        assert client.update_log_settings({"log_verbose_level": 0}) == client.get_log_settings()
-    finally:
-        logger.setLevel(before)
+    assert client.update_log_settings({"log_verbose_level": 1})["log_verbose_level"] == 1
+    assert client.update_log_settings({"log_verbose_level": 0}) == client.get_log_settings()
     assert client.get_trace_settings()["trace_level"] == ["OFF"]
     assert client.update_trace_settings("times", {"trace_level": None}) == client.get_trace_settings("times")
     with pytest.raises(http_client.InferenceServerException) as caught:

@@ -72,14 +72,16 @@ def no_defects() -> Iterator[None]:
     """Raise what was caught and logged inside."""
     _DEFECTS.caught.clear()
     logger = logging.getLogger("salver")
-    was = logger.propagate
+    level, propagate = logger.level, logger.propagate
     logger.addHandler(_DEFECTS)
+    logger.setLevel(logging.ERROR)  # an input may turn the log off: that lasts until the next one
     logger.propagate = False
     try:
         yield
     finally:
         logger.removeHandler(_DEFECTS)
-        logger.propagate = was
+        logger.setLevel(level)
+        logger.propagate = propagate
     if _DEFECTS.caught:
         caught = _DEFECTS.caught.pop(0)
         _DEFECTS.caught.clear()

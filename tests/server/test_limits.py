@@ -197,12 +197,16 @@ def incoming(server: Server, path: str = INFER, **fields: str) -> str:
 
 
 def connections(server: Server) -> str:
+    def all_gone() -> None:
+        while server.metrics.connections:
+            sleep(0.01)
+
+    all_gone()  # those of the test before
     with contextlib.ExitStack() as stack:
         for _ in range(SMALL["max_connections"]):
             stack.enter_context(Http1(server))
         outcome = stack.enter_context(Http1(server)).outcome(b"")
-    while server.metrics.connections:  # the next test wants one
-        sleep(0.01)
+    all_gone()  # the next test wants one
     return outcome
 
 

@@ -155,7 +155,7 @@ class InlineEngine(Engine):
 
 def _run(model: SessionModel, request: InferRequest) -> None:
     try:
-        outputs = model.session.run(request.inputs, request.outputs)
+        outputs = model.session.run(request.arrays(), request.outputs)
     except SalverError as error:
         request.done(error, None)
     else:

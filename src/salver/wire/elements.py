@@ -53,19 +53,30 @@ def _packer(code: str, count: int) -> struct.Struct:
     return struct.Struct(f"<{count}{code}")
 
 
-def pack(values: list[Any], datatype: str, shape: list[int]) -> Array:
-    """An array of as many JSON values of the right type (`JSON_KINDS`) as its shape holds.
+def pack_bytes(values: list[Any], datatype: str) -> bytes | None:
+    """The elements of an array of JSON values of the right type; None where there are many, or numpy must make them.
 
     `struct` is as fast as numpy here, and refuses what does not fit where numpy would warn and write infinity.
 
     Raises:
+        struct.error, OverflowError: a value does not fit.
+    """
+    code = _STRUCT_CODES.get(datatype)
+    count = len(values)
+    return _packer(code, count).pack(*values) if code is not None and count <= _MAX_STRUCT else None
+
+
+def pack(values: list[Any], datatype: str, shape: list[int]) -> Array:
+    """An array of as many JSON values of the right type (`JSON_KINDS`) as its shape holds.
+
+    Raises:
         struct.error, OverflowError, FloatingPointError: a value does not fit.
     """
-    count = len(values)
-    code = _STRUCT_CODES.get(datatype)
     dtype = NUMPY_DTYPES[datatype]
-    if code is not None and count <= _MAX_STRUCT:
-        return np.ndarray(shape, dtype, _packer(code, count).pack(*values))
+    packed = pack_bytes(values, datatype)
+    if packed is not None:
+        return np.ndarray(shape, dtype, packed)
+    count = len(values)
     if datatype == "BYTES":
         array: Array = np.empty(count, dtype)
         array[:] = values

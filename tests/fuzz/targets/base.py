@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from salver.core.errors import SalverError
+from salver.server.engine.base import Packed
 from tests.fuzz.world import Finding, check_error
 
 
@@ -70,7 +71,8 @@ def agree(first: Said, second: Said, what: str) -> None:
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Equal, arrays bit for bit."""
+    """Equal, arrays bit for bit, whether they are packed or not."""
+    one, other = (each.array() if isinstance(each, Packed) else each for each in (one, other))
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
         if one.dtype != other.dtype or one.shape != other.shape:
             return False

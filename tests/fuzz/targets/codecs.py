@@ -14,6 +14,7 @@ import numpy as np
 
 from salver.core.errors import InvalidArgument, SalverError, TooLarge
 from salver.server.engine._pbtxt import read_json as read_config
+from salver.server.engine.base import unpack
 from salver.server.engine.declared import check_declared
 from salver.server.engine.upload import check_names
 from salver.server.frontends.access import Peer
@@ -185,10 +186,11 @@ class OipRest(Target):
 
     def _answer(self, codec: ModelCodec, decoded: Any) -> None:
         signature = codec.signature
-        require(signature.check(decoded.inputs) == decoded.rows, "rows were counted otherwise")
-        if sum(array.nbytes for array in decoded.inputs.values()) > 1 << 20:
+        inputs = unpack(decoded.inputs)
+        require(signature.check(inputs) == decoded.rows, "rows were counted otherwise")
+        if sum(array.nbytes for array in inputs.values()) > 1 << 20:
             return
-        outputs = _any_outputs(signature, decoded.inputs)
+        outputs = _any_outputs(signature, inputs)
         said = Said(codec.encode, decoded, outputs).check()
         if said.error is None:
             body, length = said.value
@@ -240,7 +242,7 @@ class OipGrpc(Target):
                 _said((slow.value[0].name, *slow.value[2:])),
                 "template and protobuf",
             )
-            outputs = _any_outputs(model.signature, inputs)
+            outputs = _any_outputs(model.signature, unpack(inputs))
             answer = Said(codec.encode, plan, id, outputs, Peer()).check()
             if answer.error is None:
                 require(split_delimited(answer.value), "the answer is no message")

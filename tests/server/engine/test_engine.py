@@ -28,7 +28,7 @@ from salver.core.errors import (
 from salver.core.model import Blob, Model
 from salver.core.tensors import Signature, TensorSpec
 from salver.server._loop import new_event_loop
-from salver.server.engine.base import InferRequest, Timing
+from salver.server.engine.base import InferRequest, Packed, Timing
 from salver.server.engine.config import ModelConfig
 from salver.server.engine.cost import CostModel
 from salver.server.engine.engine import RealTimeEngine
@@ -124,6 +124,95 @@ def test_a_real_network_answers_as_it_does_in_process(play: Any, inline: bool) -
         for i, one in enumerate(asked):
             for name, array in expected.items():
                 np.testing.assert_allclose(one.result[name], array[i : i + 1], rtol=1e-4, atol=1e-5)
+
+    play(scenario)
+
+
+def test_a_batch_waits_for_what_every_further_turn_of_the_loop_brings(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("salver.server.engine.served.GATHER_S", 60.0)
+    monkeypatch.setattr("salver.server.engine.served.INLINE_S", 60.0)  # whatever a first run takes on a busy machine
+
+    async def scenario(engine: RealTimeEngine) -> None:
+        session = FunctionSession(SIGNATURE, double)
+        model = add_model(engine, session, inline=True, settings=RunSettings(max_batch=4))
+
+        async def turns(*counts: int) -> list[int]:
+            """Submit so many in each turn; the batches that were run at the end of the last."""
+            for count in counts:
+                for _ in range(count):
+                    engine.submit(model, Asked(0.0).request)
+                await asyncio.sleep(0)
+            batches, session.batches = session.batches, []
+            return batches
+
+        assert await turns(1) == [1]  # nothing says that others are coming
+        assert await turns(4) == [4]
+        assert await turns(2, 1) == []
+        assert await turns(0) == [3]
+        assert await turns(2, 1, 1) == [4]
+        assert await turns(3, 3) == [4]
+        assert await turns(0, 0) == [2]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("gather_s", "how", "batches"),
+    [
+        (60.0, {"merge": False}, [1]),
+        (60.0, {"config": ModelConfig(batch_sizes=(1, 2))}, [2]),
+        (60.0, {"settings": RunSettings(max_batch=2)}, [2]),
+        (0.0, {}, [2]),
+        (60.0, {}, []),
+    ],
+    ids=["alone", "largest declared size", "largest batch", "no time left", "others may come"],
+)
+def test_a_batch_that_is_full_waits_for_nothing(
+    play: Any, monkeypatch: pytest.MonkeyPatch, gather_s: float, how: dict[str, Any], batches: list[int]
+) -> None:
+    monkeypatch.setattr("salver.server.engine.served.GATHER_S", gather_s)
+    monkeypatch.setattr("salver.server.engine.served.INLINE_S", 60.0)
+
+    async def scenario(engine: RealTimeEngine) -> None:
+        session = FunctionSession(SIGNATURE, double)
+        model = add_model(engine, session, inline=True, **how)
+        asked = [Asked(float(i)) for i in range(2)]
+        for one in asked:
+            engine.submit(model, one.request)
+        await asyncio.sleep(0)
+        assert session.batches == batches
+        await asyncio.gather(*(one.answered for one in asked))
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("packed", [(True, True, True), (True, False, True), (False, True, True), (True,)])
+@pytest.mark.parametrize("sizes", [(), (1, 8)])
+def test_bytes_and_arrays_share_a_batch(play: Any, packed: tuple[bool, ...], sizes: tuple[int, ...]) -> None:
+    """The first run fails, so that each goes through a batch, its halves and a run alone."""
+    failed = []
+
+    def fail_once(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        assert type(inputs["x"]) is np.ndarray
+        if not failed:
+            failed.append(True)
+            raise ZeroDivisionError
+        return double(inputs)
+
+    async def scenario(engine: RealTimeEngine) -> None:
+        config = ModelConfig(batch_sizes=sizes)
+        model = add_model(engine, FunctionSession(SIGNATURE, fail_once if len(packed) > 1 else double), config=config)
+        asked = [Asked(float(i), rows=1 + i) for i in range(len(packed))]
+        for is_packed, one in zip(packed, asked, strict=True):
+            if is_packed:
+                array = one.request.arrays()["x"]
+                one.request.inputs = {"x": Packed(array.dtype, array.shape, array.tobytes())}
+            engine.submit(model, one.request)
+        await asyncio.gather(*(one.answered for one in asked))
+        for i, one in enumerate(asked):
+            np.testing.assert_array_equal(one.result["y"], np.full((1 + i, 2), 2.0 * i))
 
     play(scenario)
 

@@ -41,7 +41,7 @@ class RecordingEngine(InlineEngine):
         self.seen = []
 
     def submit(self, model, request):
-        self.seen.append(request.inputs)
+        self.seen.append(request.arrays())
         super().submit(model, request)
 
 

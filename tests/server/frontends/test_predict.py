@@ -6,10 +6,29 @@ import msgspec
 import numpy as np
 import pytest
 
+from salver.backends.base import Session
 from salver.core.errors import FailedPrecondition, InvalidArgument
 from salver.core.tensors import Signature, TensorSpec
+from salver.server.frontends import FRONTENDS, Services
 from salver.server.frontends.instances import example_instance, to_inputs, to_predictions
-from salver.testing.frontends import FrontendConformance, InlineEngine, body_of, call
+from salver.server.monitoring.metrics import Metrics
+from salver.server.settings import ServeSettings
+from salver.testing.frontends import FrontendConformance, InlineEngine, SessionModel, body_of, call
+
+
+class Sizes(Session):
+    """Says how many bytes a file has."""
+
+    signature = Signature(
+        inputs=(TensorSpec(name="file", datatype="BYTES", shape=("batch",), binary=True),),
+        outputs=(TensorSpec(name="size", datatype="INT64", shape=("batch",)),),
+    )
+
+    def run(self, inputs, outputs=None):
+        return {"size": np.array([len(file) for file in inputs["file"]])}
+
+    def close(self):
+        pass
 
 
 def signature(inputs, outputs):
@@ -52,16 +71,19 @@ class TestPredict(FrontendConformance):
         assert b"".join([answer.answer[1]]) == b'{"predictions":[[NaN,-Infinity,1.0]]}'
 
     def test_the_only_model_needs_no_name(self, models):
-        from salver.server.frontends import FRONTENDS, Services
-        from salver.server.monitoring.metrics import Metrics
-        from salver.server.settings import ServeSettings
-
         engine = InlineEngine([m for m in models if m.name == "pair"])
         frontend = FRONTENDS.get("predict")(Services(engine, Metrics(engine.models), ServeSettings()))
         assert call(frontend, "POST", "/predict", b'{"instances":[{"a":[1],"b":[1]}]}').status == 200
         empty = InlineEngine([])
         frontend = FRONTENDS.get("predict")(Services(empty, Metrics(empty.models), ServeSettings()))
         assert call(frontend, "POST", "/predict", b'{"instances":[1]}').status == 404
+
+    @pytest.mark.parametrize("kind", ["image/jpeg", "Application/Octet-Stream"])
+    def test_a_file_is_a_row_of_a_model_that_takes_one(self, kind):
+        engine = InlineEngine([SessionModel("files", Sizes())])
+        frontend = FRONTENDS.get("predict")(Services(engine, Metrics(engine.models), ServeSettings()))
+        answer = call(frontend, "POST", "/predict/files", b"\xff\xd8 no JSON", content_type=kind.encode())
+        assert body_of(answer) == {"predictions": [10]}
 
     def test_several_models_need_a_name(self, frontend):
         assert "/predict/linear" in body_of(call(frontend, "POST", "/predict", b'{"instances":[1]}'))["error"]

@@ -136,7 +136,12 @@ faults = st.builds(
             connections=st.integers(1, 20),
             routing=st.sampled_from(["connection", "random", "turns"]),
         ),
-        overheads=st.builds(Overheads, turn_s=st.floats(0, 1e-4), inline_s=st.sampled_from([0.0, 200e-6, 1.0])),
+        overheads=st.builds(
+            Overheads,
+            turn_s=st.floats(0, 1e-4),
+            inline_s=st.sampled_from([0.0, 200e-6, 1.0]),
+            gather_s=st.sampled_from([0.0, 1e-3]),
+        ),
     )
 )
 def test_nothing_happens_that_must_not_in_any_scenario(scenario: Scenario) -> None:

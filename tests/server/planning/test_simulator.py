@@ -14,7 +14,7 @@ from salver.core.errors import Internal, SalverError
 from salver.core.traces import Arrival, write_trace
 from salver.server.engine.base import InferRequest
 from salver.server.engine.scheduler import Batch, Limits, Scheduler, WaitUntil
-from salver.server.engine.served import INLINE_S
+from salver.server.engine.served import GATHER_S, INLINE_S
 from salver.server.planning import model as simulated
 from salver.server.planning.ledger import Outcome
 from salver.server.planning.scenario import (
@@ -117,6 +117,24 @@ def test_what_the_event_loop_does_takes_time() -> None:
     crowd = msgspec.structs.replace(near, fleet=Fleet(workers=8, cores=1, routing="turns"))
     busy = msgspec.structs.replace(near, fleet=Fleet(workers=8, cores=8, routing="turns"))
     assert simulate(crowd).p50_s > 4 * simulate(busy).p50_s
+
+
+def test_a_batch_on_the_event_loop_waits_while_requests_come() -> None:
+    overheads = msgspec.structs.replace(
+        NOTHING, turn_s=5e-6, decode_s=10e-6, encode_s=10e-6, network_s=100e-6, inline_s=1e-3
+    )
+    scenario = Scenario(
+        name="gather",
+        requests=5000,
+        models={"m": SimulatedModel(latency=Latency(base_s=50e-6), max_batch=16, inline=True)},
+        streams=(Stream(model="m", arrivals=Poisson(rate_per_s=40_000)),),
+    )
+    at_once, gathered = (
+        simulate(msgspec.structs.replace(scenario, overheads=msgspec.structs.replace(overheads, gather_s=gather_s)))
+        for gather_s in (0.0, 1e-3)
+    )
+    assert gathered.batch_rows > 1.1 * at_once.batch_rows
+    assert gathered.violations == at_once.violations == ()
 
 
 def replay(folder: Path, *at_s: float, cores: int = 1, slo_s: float = 0.0, **overheads: Any) -> Outcome:
@@ -284,4 +302,4 @@ def test_a_broken_scheduler_is_found_out(
 
 
 def test_the_simulated_server_runs_inline_what_the_real_one_does() -> None:
-    assert Overheads().inline_s == INLINE_S
+    assert (Overheads().inline_s, Overheads().gather_s) == (INLINE_S, GATHER_S)

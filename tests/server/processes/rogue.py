@@ -51,9 +51,16 @@ def pid():
     return os.getpid()
 
 
+def burn():
+    """A run that keeps a core busy."""
+    end_s = time.thread_time() + 0.003
+    while time.thread_time() < end_s:
+        pass
+
+
 # The value of x that asks for each: none that a warm-up makes up.
-SEGFAULT, HANG, HOLD, LEAVE, PAUSE, PID = range(1_000_000_001, 1_000_000_007)
-DEEDS = {SEGFAULT: segfault, HANG: hang, HOLD: hold, LEAVE: leave, PAUSE: pause, PID: pid}
+SEGFAULT, HANG, HOLD, LEAVE, PAUSE, PID, BURN = range(1_000_000_001, 1_000_000_008)
+DEEDS = {SEGFAULT: segfault, HANG: hang, HOLD: hold, LEAVE: leave, PAUSE: pause, PID: pid, BURN: burn}
 
 
 class RogueSession(Session):

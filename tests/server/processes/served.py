@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
@@ -146,10 +147,15 @@ class Clients:
 
     `ends` counts what became of requests: ``ok``, ``wrong``, statuses, ``refused`` where there was nobody who took the
     connection, and ``cut`` where one that had been used ended without an answer. They honor `Connection: close`.
+
+    Args:
+        deed: what they ask of the rogue model; by default to add one to numbers that differ.
     """
 
-    def __init__(self, served, count=4):
+    def __init__(self, served, count=4, deed=None):
         self._served = served
+        self._deed = deed
+        self._connections = {}
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self.ends = {}
@@ -164,21 +170,29 @@ class Clients:
             thread.join(60)
         return self.ends
 
+    def holders(self):
+        """How many connections each worker has."""
+        names = [sock.getsockname() for c in self._connections.values() if (sock := c.sock) is not None]
+        return Counter(holder(self._served.workers(), name) for name in names)
+
     def _run(self, number):
         connection, x = None, number * 1_000_000
         while not self._stop.is_set():
             x += 1
             fresh = connection is None
-            connection = connection or HTTPConnection(self._served.host, timeout=30)
+            connection = self._connections[number] = connection or HTTPConnection(self._served.host, timeout=30)
             try:
-                status, answer = call(connection, x)
-                self._count("ok" if (status, answer) == (200, x + 1) else "wrong" if status == 200 else status)
+                status, answer = call(connection, self._deed or x)
+                right = (200, 0 if self._deed else x + 1)
+                self._count("ok" if (status, answer) == right else "wrong" if status == 200 else status)
                 if connection.sock is None:  # told `Connection: close`
                     connection = None
             except (ConnectionError, HTTPException):
                 self._count("refused" if fresh else "cut")
                 connection.close()
                 connection = None
+                if self._served.popen.poll() is not None:  # a test that failed did not stop them
+                    return
                 time.sleep(0.01)
         if connection is not None:
             connection.close()

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import tempfile
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +86,47 @@ def test_ends_in_words():
     assert describe_end(0) == "ended with exit code 0"
     assert describe_end(-signal.SIGSEGV) == "was killed by signal 11 (SIGSEGV)"
     assert describe_end(-(signal.SIGRTMIN + 3)) == f"was killed by signal {signal.SIGRTMIN + 3}"
+
+
+SPINS = """
+    import asyncio, os, socket, sys, time
+    from salver.server.processes.channel import Channel
+
+    async def main():
+        channel = await Channel.open(socket.socket(fileno=int(sys.argv[1])))
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+        other = os.fork()  # on the same core
+        end_s = time.monotonic() + 1
+        while time.monotonic() < end_s:
+            pass
+        if not other:
+            os._exit(0)
+        channel.tell("news", 0)
+        await asyncio.sleep(60)
+
+    asyncio.run(main())
+"""
+
+
+def counts_turns():
+    found = Path("/proc/self/schedstat")
+    return found.exists() and int(found.read_text().split()[2]) > 0
+
+
+@pytest.mark.skipif(not counts_turns(), reason="a kernel with CONFIG_SCHED_INFO would tell")
+def test_time_without_a_core_is_known(tmp_path, monkeypatch):
+    (tmp_path / "spins.py").write_text(textwrap.dedent(SPINS))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    async def run():
+        done = asyncio.Event()
+        child = await Child.spawn("spins", prepare=lambda channel: channel.on("news", int, lambda _: done.set()))
+        await asyncio.wait_for(done.wait(), 60)
+        waited_s = child.waited_s
+        child.kill()
+        await child.ended.wait()
+        return waited_s, child.waited_s
+
+    waited_s, gone_s = asyncio.run(run())
+    assert waited_s > 0.2
+    assert gone_s == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -118,8 +119,8 @@ class TestSystemd:
             "    print(error)\n"
         )
         made = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-        held = [os.dup2(sock.fileno(), 50 + i) for i, sock in enumerate(made)]
-        shift = f"import os; [os.dup2({50} + i, 3 + i) for i in range({count})]\n"
+        held = [fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD, 50) for sock in made]
+        shift = f"import os; [os.dup2(fd, 3 + i) for i, fd in enumerate({held})]\n"
         try:
             done = subprocess.run(
                 [sys.executable, "-c", shift + script], pass_fds=held, capture_output=True, text=True, check=True

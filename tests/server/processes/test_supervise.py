@@ -26,6 +26,8 @@ def test_two_workers_answer_on_one_port_and_are_announced_once(served):
     assert served.get("/v2/health/ready") == 200
     # Ctrl-C in a terminal reaches the supervisor alone, and what reaches workers does nothing.
     assert not {os.getpgid(worker) for worker in workers} & {os.getpgid(served.popen.pid)}
+    # Linux shares cores among sessions: a worker in another one could be starved, and niceness would mean nothing.
+    assert {os.getsid(worker) for worker in workers} == {os.getsid(served.popen.pid)}
     for worker in workers:
         os.kill(worker, signal.SIGINT)
         os.kill(worker, signal.SIGTERM)
@@ -91,6 +93,23 @@ def test_a_killed_worker_costs_its_own_connections_only(served):
     assert served.end() == 0
 
 
+def test_a_fresh_worker_gets_its_share_of_the_traffic(served):
+    """Of clients that keep their connections, which lie with the other since the one before it died."""
+    clients = Clients(served, 8, rogue.BURN)
+    served.until(lambda: sum(clients.holders().values()) == 8, "eight connections")
+    os.kill(min(served.workers()), signal.SIGKILL)
+    served.until(lambda: served.log.count("takes requests") == 3, "a third start")
+    # Four are asked to connect again and mostly land there; with two or three, too, it has as much to do as the other.
+    served.until(lambda: min(clients.holders().values()) > 1 < len(clients.holders()), "work enough for both")
+    served.see("are to connect again")
+    assert served.get("/v2/health/ready") == 200
+    served.until(lambda: served.answering(8) == served.workers(), "connections accepted by both")
+    ends = clients.stop()
+    assert set(ends) <= {"ok", "cut", "refused"}
+    assert ends.get("cut", 0) + ends.get("refused", 0) <= 8
+    assert served.end() == 0
+
+
 def test_others_accept_for_a_worker_that_does_not_come_back(serve, tmp_path):
     flag = tmp_path / "flag"
     bundle = rogue.make_bundle(tmp_path / "rogue.salver", f"while {flag}")
@@ -147,13 +166,17 @@ def test_a_supervisor_that_was_itself_stopped_blames_nobody(served):
     assert "hangs" not in served.log
 
 
-def test_workers_end_by_themselves_when_the_supervisor_is_killed(serve, rogue_bundle):
-    served = serve(rogue_bundle, "--workers", 2)
+def test_workers_end_by_themselves_when_the_supervisor_is_killed(serve, rogue_bundle, tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    served = serve(rogue_bundle, "--workers", 2, env={"TMPDIR": str(scratch)})
+    assert len(list(scratch.glob("salver-process-*"))) == 2
     workers = served.workers()
     clients = Clients(served)
     served.until(lambda: clients.ends.get("ok", 0) > 50, "50 answers")
     served.popen.kill()
     served.until(lambda: not any(alive(worker) for worker in workers), "the end of all workers")
+    assert not list(scratch.glob("salver-process-*"))
     assert set(clients.stop()) <= {"ok", "refused", "cut"}
     port = int(served.host.rpartition(":")[2])
     again = serve(rogue_bundle, "--workers", 2, http=f"127.0.0.1:{port}")

@@ -33,6 +33,15 @@ class TestSilence:
         watch.hear(beat(), 2.0)
         assert watch.is_silent(2.0 + HUNG_S) is not None
 
+    def test_who_gets_no_core_does_not_hang(self):
+        watch = Watch(0.0, 60.0)
+        watch.hear(beat(), 10.0, waited_s=3.0)
+        assert watch.is_silent(10.0 + 4 * HUNG_S, waited_s=3.0 + 3.1 * HUNG_S) is None
+        complaint = watch.is_silent(10.0 + 4 * HUNG_S, waited_s=3.0 + 3 * HUNG_S)
+        assert (complaint.reason, complaint.why) == ("hang", "nothing was heard of it for 20 s")
+        watch.excuse(40.0, waited_s=20.0)
+        assert watch.is_silent(40.0 + HUNG_S - 0.1, waited_s=20.0) is None
+
 
 class TestRuns:
     def test_a_batch_over_the_limit(self):

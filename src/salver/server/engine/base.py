@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
+import numpy as np
 
 from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, SalverError, Unavailable
@@ -51,12 +52,44 @@ class SequenceStep(msgspec.Struct, frozen=True):
     end: bool = False
 
 
+class Packed(msgspec.Struct, eq=False, gc=False):
+    """A small tensor as the bytes of its elements, so that a batch of such becomes one array without one for each.
+
+    Args:
+        dtype: of the elements, any bytes of which are valid.
+        shape: of the tensor; the first dimension is rows where the model has such.
+        data: the elements in order; exactly those.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    data: bytes
+
+    @property
+    def nbytes(self) -> int:
+        """As of an array."""
+        return len(self.data)
+
+    def array(self) -> Array:
+        """The tensor, not writable."""
+        return np.ndarray(self.shape, self.dtype, self.data)
+
+
+Tensors = Mapping[str, Array | Packed]
+"""Inputs by name, as a frontend decodes them."""
+
+
+def unpack(tensors: Tensors) -> dict[str, Array]:
+    """All of them as arrays."""
+    return {name: each.array() if isinstance(each, Packed) else each for name, each in tensors.items()}
+
+
 class InferRequest(msgspec.Struct, eq=False):
     """A decoded and validated request. A struct, for one is made for every request, and a class of Python's own takes
     three times as long to fill.
 
     Args:
-        inputs: name -> array, already checked by `Signature.check`.
+        inputs: already checked by `Signature.check`; `arrays` for who needs them as such.
         rows: size of the batch dimension (1 where there is none).
         done: see `Done`.
         outputs: names wanted, in the order wanted; None for all.
@@ -72,7 +105,7 @@ class InferRequest(msgspec.Struct, eq=False):
         state: the scheduler's own mark.
     """
 
-    inputs: dict[str, Array]
+    inputs: Tensors
     rows: int
     done: Done
     outputs: tuple[str, ...] | None = None
@@ -85,13 +118,18 @@ class InferRequest(msgspec.Struct, eq=False):
     size_bytes: int = 0
     state: int = 0
 
+    def arrays(self) -> dict[str, Array]:
+        """The inputs as arrays, which they are from then on."""
+        self.inputs = arrays = unpack(self.inputs)
+        return arrays
+
 
 def is_ragged(signature: Signature) -> bool:
     """Whether an input has symbolic dimensions besides the first."""
     return any(not isinstance(d, int) for spec in signature.inputs for d in spec.shape[1:])
 
 
-def merge_key(inputs: dict[str, Array], outputs: tuple[str, ...] | None, signature: Signature) -> Hashable:
+def merge_key(inputs: Tensors, outputs: tuple[str, ...] | None, signature: Signature) -> Hashable:
     """The part of the merge key that follows from shapes: row shapes of inputs with symbolic inner dimensions, and the
     outputs wanted. Requests with no such inputs and all outputs share the key None (the hot path)."""
     ragged = tuple(

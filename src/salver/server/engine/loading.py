@@ -13,13 +13,15 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from salver.backends import runs_apart
+from salver import __version__
+from salver.backends import find_backend, runs_apart
 from salver.backends.base import Session, SessionOptions
 from salver.bundle import Bundle, replay
 from salver.bundle.calibrate import synthetic_inputs
 from salver.core.arrays import Array
 from salver.core.cache import default_cache_dir
 from salver.core.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, SalverError
+from salver.core.host import describe_cpu
 from salver.core.tensors import Signature
 from salver.evaluation import check_invariance
 from salver.processing import open_processed, runs_code
@@ -31,6 +33,7 @@ from salver.server.engine.folder import Told
 from salver.server.engine.memory import give_back
 from salver.server.engine.repository import BUNDLE_SUFFIX, RAW_SUFFIX, open_model
 from salver.server.engine.stateful import Stateful
+from salver.server.engine.tried import Finding, try_once
 from salver.server.settings import RunSettings, ServeSettings
 from salver.server.tuned import read_tuned
 
@@ -78,7 +81,9 @@ def load(bundle: Bundle, settings: RunSettings, config: ModelConfig = _NOTHING_T
         SalverError: the model cannot be loaded.
     """
     shared = str(default_cache_dir() / _WEIGHTS) if settings.share_weights else ""
-    options = SessionOptions(threads=settings.threads, shared_weights=shared, provider=settings.provider)
+    options = SessionOptions(
+        threads=settings.threads, lanes=settings.lanes, shared_weights=shared, provider=settings.provider
+    )
     session = open_processed(bundle.model, options)
     weights_bytes = bundle.model.size_bytes
     if not bundle.sealed:
@@ -97,7 +102,7 @@ def load(bundle: Bundle, settings: RunSettings, config: ModelConfig = _NOTHING_T
         inputs = golden[0].inputs if golden else _make_inputs(view)
         if stateful is not None and golden:
             inputs = stateful.to_view(inputs)
-        merge, reason = _decide_merge(bundle, view, inputs, settings.max_batch, stateful)
+        merge, reason = _decide_merge(bundle, view, inputs, settings, stateful)
         cost, inline = _time_alone(view, inputs, settings.max_batch if merge else 1)
         for more in config.warm_up:
             warm_up(view, inputs, more)
@@ -224,8 +229,9 @@ def _make_inputs(session: Session) -> dict[str, Array]:
 
 
 def _decide_merge(
-    bundle: Bundle, session: Session, inputs: dict[str, Array], max_batch: int, stateful: Stateful | None = None
+    bundle: Bundle, session: Session, inputs: dict[str, Array], settings: RunSettings, stateful: Stateful | None = None
 ) -> tuple[bool, str]:
+    max_batch = settings.max_batch
     if not batchable(session.signature):
         return False, "inputs and outputs share no batch dimension"
     if max_batch == 1:
@@ -240,11 +246,23 @@ def _decide_merge(
         return bool(record.hints["merge"]), why or "measured when it was built"
     if not inputs:
         return False, "it could not be tried: no made-up input fits the model"
+    size = min(_ROWS, max_batch)
     try:
-        found = check_invariance(session, inputs, sizes=(min(_ROWS, max_batch),))
+        if stateful is not None or (not bundle.sealed and _beside(bundle.path)):  # weights beside it are in no digest
+            tried = _try_merging(session, inputs, size)
+        else:
+            runtime = find_backend(bundle.model.format).versions()
+            run = (settings.threads, settings.provider, settings.share_weights, size)
+            circumstances = (__version__, describe_cpu().fingerprint, runtime, bundle.digest, run)
+            tried = try_once(circumstances, lambda: _try_merging(session, inputs, size))
     except SalverError as error:
         return False, f"it could not be tried: {error.message}"
-    return found.invariant, found.reason or "tried at load on made-up rows"
+    return tried.merge, tried.reason
+
+
+def _try_merging(session: Session, inputs: dict[str, Array], size: int) -> Finding:
+    found = check_invariance(session, inputs, sizes=(size,))
+    return Finding(found.invariant, found.reason or "tried at load on made-up rows")
 
 
 def _time_alone(session: Session, inputs: dict[str, Array], max_batch: int) -> tuple[CostModel, bool]:

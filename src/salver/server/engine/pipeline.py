@@ -248,7 +248,7 @@ class _Flow:
         self._plan = plan
         self._request = request
         self._route = plan.route(request.outputs)
-        self._tensors = dict(request.inputs)
+        self._tensors = dict(request.arrays())
         self._left = [step.needs for step in self._route.steps]
         self._pending = len(self._left)
         self._open: dict[int, tuple[Servable, InferRequest, float]] = {}

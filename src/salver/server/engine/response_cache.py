@@ -28,7 +28,7 @@ class _Key:
 
     def __init__(self, request: InferRequest, hasher: Callable[[Hashable], int]) -> None:
         parts: list[Hashable] = [request.outputs]
-        for name, array in sorted(request.inputs.items()):
+        for name, array in sorted(request.arrays().items()):
             dtype = array.dtype
             content = tuple(array.ravel()) if dtype.hasobject else array.tobytes()
             parts += (name, dtype, array.shape, content)
@@ -85,7 +85,7 @@ class ResponseCache:
         key = _Key(request, self._hasher)
         entry = self._entries.pop(key, None)
         if entry is None:
-            request.done = self._keep(key, _size(request.inputs), request.done)
+            request.done = self._keep(key, _size(request.arrays()), request.done)
             record.cache_miss.add(perf_counter() - started_s)
             return False
         self._entries[key] = entry

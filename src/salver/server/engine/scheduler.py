@@ -18,7 +18,7 @@ import msgspec
 
 from salver.core.arrays import Array
 from salver.core.errors import DeadlineExceeded, ResourceExhausted, SalverError, Unavailable
-from salver.server.engine.base import InferRequest
+from salver.server.engine.base import InferRequest, Packed, Tensors
 from salver.server.engine.cost import CostModel
 from salver.server.engine.forecast import Forecast
 from salver.server.engine.queues import QUEUED, Group, Queues
@@ -150,6 +150,11 @@ class Scheduler:
     def queued_rows(self) -> int:
         """Rows of the requests that wait."""
         return self._queues.rows
+
+    @property
+    def full_rows(self) -> int:
+        """Rows of a batch when enough wait; 0 where requests are not merged."""
+        return self._forecast.best_rows
 
     @property
     def running(self) -> int:
@@ -541,11 +546,11 @@ def because(reason: str, error: SalverError) -> SalverError:
     return error
 
 
-def measure(inputs: dict[str, Array]) -> int:
+def measure(inputs: Tensors) -> int:
     """Bytes of input, the characters of strings included."""
     size = 0
-    for array in inputs.values():
-        size += array.nbytes
-        if array.dtype.hasobject:
-            size += sum(map(len, array.ravel()))
+    for tensor in inputs.values():
+        size += tensor.nbytes
+        if not isinstance(tensor, Packed) and tensor.dtype.hasobject:
+            size += sum(map(len, tensor.ravel()))
     return size

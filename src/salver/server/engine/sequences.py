@@ -327,8 +327,8 @@ class SequenceScheduler(Scheduler):
     def _fill(self, request: InferRequest, state: State | None) -> None:
         stateful = self._stateful
         if state is None:
-            state = stateful.initial(request.inputs)
-        request.inputs = {**request.inputs, **state, **stateful.controls(_step(request))}
+            state = stateful.initial(request.arrays())
+        request.inputs = {**request.arrays(), **state, **stateful.controls(_step(request))}
         request.outputs = stateful.widen(request.outputs)
         if stateful.ragged:
             request.key = (request.key, stateful.shapes(state))

@@ -31,6 +31,7 @@ INLINE_S: Final = 200e-6
 """A batch whose CPU time, at the 99.9th percentile, is below this runs on the event loop. A thread hop costs about
 50 µs of CPU, and four times that is as long as other connections may be kept waiting for one batch."""
 
+GATHER_S: Final = 0.001  # for so long, at most, a batch waits while requests come
 _JOIN_S: Final = 0.2
 _TICK_S: Final = 0.001  # the resolution of the event loop's timers
 
@@ -71,6 +72,8 @@ class LoadedModel(Servable):
         self._free: list[int] = []
         self._lanes: list[Lane] = []
         self._kicked = False
+        self._gathered_rows = 0  # that waited at the last turn of the loop, while more and more come
+        self._gather_until_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_s = 0.0
         self._kicked_at_s = 0.0
@@ -237,13 +240,36 @@ class LoadedModel(Servable):
         self._changed()
 
     def _kick(self) -> None:
-        """Give every free lane what waits."""
-        self._kicked = False
+        """What came in this turn of the loop has been read. Where several requests have come, others are mostly on
+        their way, such as those of clients that were answered together: the next turn may find them, for a small part
+        of what a batch of their own would cost. So a batch that is to run on the loop, where nothing comes in
+        meanwhile, begins when a turn brings no more, when it is full, or after `GATHER_S`."""
         scheduler = self._scheduler
         now = monotonic()
         if self._kicked_at_s:
             self._lag_s = now - self._kicked_at_s
+            self._gather_until_s = self._kicked_at_s + GATHER_S
             self._kicked_at_s = 0.0
+        rows = scheduler.queued_rows
+        if (
+            self._gathered_rows < rows < scheduler.full_rows
+            and scheduler.queued > 1
+            and now < self._gather_until_s
+            and self._free
+            and self._inline
+            and scheduler.cost.is_short(rows, INLINE_S)
+        ):
+            self._gathered_rows = rows
+            self._loop.call_soon(self._kick)
+            return
+        self._gathered_rows = 0
+        self._kicked = False
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Give every free lane what waits."""
+        scheduler = self._scheduler
+        now = monotonic()
         lane = self._free[-1] if self._free else 0
         found = scheduler.next_batch(lane, now)
         while type(found) is Batch:
@@ -272,8 +298,9 @@ class LoadedModel(Servable):
 
     def _after_lane(self, batch: Batch, ran: Run) -> None:
         ended_s = self._settle(batch, ran, inline=False)
+        self._metrics.lanes_s += ran.cpu_s
         self._free.append(batch.lane)
-        self._kick()  # the lane first, then the answers: encoding must not keep it idle
+        self._dispatch()  # the lane first, then the answers: encoding must not keep it idle
         self._answer(batch, ran, ended_s)
 
     def _settle(self, batch: Batch, ran: Run, *, inline: bool) -> float:
@@ -322,7 +349,7 @@ class LoadedModel(Servable):
 
     def _on_timer(self) -> None:
         self._timer = None
-        self._kick()
+        self._dispatch()
 
 
 def _scheduler(

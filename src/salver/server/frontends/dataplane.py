@@ -4,7 +4,6 @@ merge key, cancellation and metrics. A frontend decodes before it and encodes af
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from time import monotonic, perf_counter
 from typing import Any, Final, Protocol
 
@@ -12,7 +11,7 @@ import msgspec
 
 from salver.core.arrays import Array
 from salver.core.errors import Code, InvalidArgument, SalverError, TooLarge
-from salver.server.engine.base import Engine, InferRequest, SequenceStep, ServedModel, Timing, merge_key
+from salver.server.engine.base import Engine, InferRequest, SequenceStep, ServedModel, Tensors, Timing, merge_key
 from salver.server.frontends.access import Peer
 
 Encode = Callable[[dict[str, Array]], None]
@@ -64,7 +63,7 @@ class Dataplane:
         self,
         reply: Reply,
         model: ServedModel,
-        inputs: dict[str, Array],
+        inputs: Tensors,
         rows: int,
         encode: Encode,
         started_s: float,
@@ -93,18 +92,11 @@ class Dataplane:
         try:
             if parameters:
                 _apply(request, parameters)
-            reply.cancel = partial(self._give_up, model, request, started_s)
+            reply.cancel = _Waiting(self, model, request, started_s).give_up
             self.engine.submit(model, request)
         except SalverError as error:
             self.refuse(model, error, started_s)
             raise
-
-    def _give_up(self, model: ServedModel, request: InferRequest, started_s: float) -> None:
-        """The client went away, or the deadline that it set passed: nobody waits for the answer."""
-        self.engine.cancel(model, request)
-        is_late = request.deadline_s is not None and monotonic() >= request.deadline_s
-        code = Code.DEADLINE_EXCEEDED if is_late else Code.CANCELLED
-        self.metrics.record(model, code.value, None, perf_counter() - started_s, 0.0)
 
     def refuse(self, model: ServedModel, error: SalverError, started_s: float) -> None:
         """Count a request that ended before it reached the engine, such as one that could not be decoded."""
@@ -117,6 +109,24 @@ class Dataplane:
         if error.limit:
             self.metrics.limit_hit(error.limit)
             error.limit = ""
+
+
+class _Waiting(msgspec.Struct, eq=False, frozen=True):
+    """A request for whose answer somebody waits. The reply knows of it, and the request of the reply: until the reply
+    lets go of `cancel`, which it does when it is answered or given up, so that no cycle is left."""
+
+    dataplane: Dataplane
+    model: ServedModel
+    request: InferRequest
+    started_s: float
+
+    def give_up(self) -> None:
+        """The client went away, or the deadline that it set passed: nobody waits for the answer."""
+        request = self.request
+        self.dataplane.engine.cancel(self.model, request)
+        is_late = request.deadline_s is not None and monotonic() >= request.deadline_s
+        code = Code.DEADLINE_EXCEEDED if is_late else Code.CANCELLED
+        self.dataplane.metrics.record(self.model, code.value, None, perf_counter() - self.started_s, 0.0)
 
 
 class _Inference(msgspec.Struct, eq=False, frozen=True):

@@ -41,6 +41,7 @@ _SERVER: Final = (
     ("load", "salver_model_loads", "Loads of models that take part in the memory budget.", _LABELS),
     ("eviction", "salver_model_evictions", "Times that a model made room for another.", _LABELS),
     ("worker", "salver_workers_started", "Worker processes that were started.", ()),
+    ("shift", "salver_connection_shifts", "Times that clients of a busy worker were asked to connect again.", ()),
     ("replaced", "salver_workers_replaced", "Worker processes that ended or had to be replaced.", ("reason",)),
 )
 

@@ -27,7 +27,7 @@ MAP_BYTES: Final = 64 << 20
 LATEST: Final = frozenset({"last"})
 """Kinds of which not the sum counts, but the largest."""
 
-KEPT: Final = 32
+KEPT: Final = 8
 """Owners that are gone whose counts are kept, should they come back."""
 
 _LOG = logging.getLogger(__name__)

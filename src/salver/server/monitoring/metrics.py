@@ -52,6 +52,8 @@ class Metrics:
         self.models = models
         self.memory = memory or Memory()
         self.connections = 0
+        self.lanes_s = 0.0
+        """CPU time of the lanes' threads in batches, in this process."""
         self.started_s = time()
         self.collect: Callable[[Shown], None] = self._collect_own
         """Gives the whole server's numbers, not this process's alone; another one where it is one of several."""

@@ -107,6 +107,7 @@ class MetricsService(Service):
             totals.add(counted.reader.read())
         tally = self._supervision.tally
         totals.block("worker", ())[0] = float(tally.started)
+        totals.block("shift", ())[0] = float(tally.shifts)
         for reason, count in tally.replaced.items():
             totals.block("replaced", (), (reason,))[0] = float(count)
         return totals

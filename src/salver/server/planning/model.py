@@ -109,6 +109,8 @@ class SimulatedServed:
         self.timer_s = 0.0
         self.hang_s = 0.0
         self._kicked_s = 0.0
+        self._gather_until_s = 0.0
+        self._gathered_rows = 0
         self._lag_s = 0.0  # between a request's taking and the look for a free lane
         self._random = random
         self._draws = draws
@@ -128,12 +130,33 @@ class SimulatedServed:
             self._wake_at(request.deadline_s, now)
 
     def kick(self, now: float) -> float:
-        """Give every free lane what waits; when the event loop is done with it."""
-        self.kicked = False
-        scheduler, worker = self.scheduler, self.worker
+        """What came in this turn has been read: a batch that is to run on the event loop may wait for another turn;
+        when the event loop is done with it."""
+        scheduler, overheads = self.scheduler, self.worker.overheads
         if self._kicked_s:
             self._lag_s = now - self._kicked_s
+            self._gather_until_s = self._kicked_s + overheads.gather_s
             self._kicked_s = 0.0
+        rows = scheduler.queued_rows
+        if (
+            self._gathered_rows < rows < scheduler.full_rows
+            and scheduler.queued > 1
+            and now < self._gather_until_s
+            and self.free
+            and self.model.inline
+            and scheduler.cost.is_short(rows, overheads.inline_s)
+        ):
+            self._gathered_rows = rows
+            self.kicked = True
+            self.worker.kicks.append(self)
+            return now
+        self._gathered_rows = 0
+        self.kicked = False
+        return self._dispatch(now)
+
+    def _dispatch(self, now: float) -> float:
+        """Give every free lane what waits; when the event loop is done with it."""
+        scheduler, worker = self.scheduler, self.worker
         lane = self.free[-1] if self.free else 0
         found = scheduler.next_batch(lane, now)
         while type(found) is Batch:
@@ -173,7 +196,7 @@ class SimulatedServed:
         lane = run.batch.lane
         self.running.pop(lane, None)
         self.free.append(lane)
-        now = self.kick(now)
+        now = self._dispatch(now)
         return self.answer(run, now, ended_s)
 
     def settle(self, run: Run, now: float, *, inline: bool) -> None:

@@ -256,6 +256,7 @@ class Overheads(_Data, frozen=True, kw_only=True):
         wait_s: for which such a turn waits, until the system lets it have the core.
         network_s: outside of the server, both ways together.
         inline_s: a run with less CPU time than this runs on the event loop.
+        gather_s: for so long, at most, a batch that is to run on the event loop waits while requests come.
         wake: by time slept, rising; between them a straight line, from nothing at none.
     """
 
@@ -270,6 +271,7 @@ class Overheads(_Data, frozen=True, kw_only=True):
     wait_s: float = 0.0
     network_s: float = 100e-6
     inline_s: float = 200e-6
+    gather_s: float = 1e-3
     wake: tuple[Wake, ...] = ()
 
     def waking_s(self, slept_s: float) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, get_args
 import msgspec
 
 from salver.core.errors import Code
+from salver.server.processes.balance import IDLE, Load
 from salver.server.processes.channel import Channel
 from salver.server.settings import ServeSettings
 
@@ -107,12 +108,14 @@ class Beat(msgspec.Struct, frozen=True):
         running_s: age of the oldest batch that runs now, by ``model/version``.
         loading: whether models are being loaded, which may keep the event loop for longer.
         served: stands for the set of models that are served now; empty while it changes.
+        load: what it had to do since the last.
     """
 
     memory_bytes: int
     running_s: dict[str, float]
     loading: bool = False
     served: str = ""
+    load: Load = IDLE
 
 
 class Link:
@@ -199,13 +202,15 @@ class Service(abc.ABC):
 class Tally:
     """What the supervisor has counted since it started."""
 
-    __slots__ = ("replaced", "started")
+    __slots__ = ("replaced", "shifts", "started")
 
     def __init__(self) -> None:
         self.started = 0
         """Workers that were started."""
         self.replaced: dict[str, int] = {}
         """Workers that ended or had to be replaced, by reason: see `REASONS`."""
+        self.shifts = 0
+        """Times that clients of a busy worker were asked to connect again, to one with less to do."""
 
 
 class Supervision(abc.ABC):

@@ -149,7 +149,7 @@ class ForwardedModel(Servable):
             raise Unavailable(f"model '{self.name}' version {self.version} takes no requests any more")
         if self.state != "READY":
             raise self.unavailable()
-        request.size_bytes = sum(array.nbytes for array in request.inputs.values())
+        request.size_bytes = sum(array.nbytes for array in request.arrays().values())
         most, most_bytes = self._settings.max_queue, self._settings.max_queue_bytes
         if len(self._open) >= most or self._open_bytes + request.size_bytes > most_bytes:
             raise ResourceExhausted(
@@ -214,7 +214,7 @@ class Peer:
         if frames is None:
             raise model.unavailable()
         self._number += 1
-        tensors, parts = lay_out(request.inputs)
+        tensors, parts = lay_out(request.arrays())
         left_s = None if request.deadline_s is None else request.deadline_s - now
         client = None if request.client is None else str(request.client)
         self._asked[self._number] = frames, model, request

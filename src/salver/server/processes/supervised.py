@@ -9,6 +9,7 @@ import signal
 from typing import Final
 
 from salver.core.errors import Internal, SalverError, error_of
+from salver.server.processes.balance import IDLE
 from salver.server.processes.base import STACKS, Beat, Failure, Fault, Leave, Ready, Reason, Worker
 from salver.server.processes.child import Child, describe_end
 from salver.server.processes.watch import Complaint, Watch
@@ -45,6 +46,8 @@ class SupervisedWorker(Worker):
         """What it said why it cannot serve."""
         self._loop = asyncio.get_running_loop()
         self._watch = Watch(self._loop.time(), settings.max_run_s)
+        self.load = IDLE
+        """What it had to do of late."""
         self._ready_s = math.inf
         self._kill_at_s = math.inf
 
@@ -76,6 +79,7 @@ class SupervisedWorker(Worker):
     def hear_ready(self, ready: Ready) -> None:
         """It takes requests."""
         self.state = "READY"
+        self.load = IDLE
         self.missing = ready.missing
         self._ready_s = self._loop.time()
         self.settled.set()
@@ -90,7 +94,8 @@ class SupervisedWorker(Worker):
 
     def hear_beat(self, beat: Beat) -> None:
         """It lives."""
-        complaint = self._watch.hear(beat, self._loop.time())
+        self.load = beat.load
+        complaint = self._watch.hear(beat, self._loop.time(), self.child.waited_s)
         if complaint is not None and self.state == "READY" and self.complaint is None:
             if complaint.reason == "slow":
                 self.child.kill(STACKS)
@@ -102,7 +107,7 @@ class SupervisedWorker(Worker):
 
     def excuse(self) -> None:
         """Nobody listened: do not hold its silence against it."""
-        self._watch.heard_s = self._loop.time()
+        self._watch.excuse(self._loop.time(), self.child.waited_s)
 
     def look(self) -> None:
         """End it if it hangs, or does not leave in time."""
@@ -110,7 +115,7 @@ class SupervisedWorker(Worker):
         if now_s > self._kill_at_s:
             _LOG.error("%s did not end in time, and is killed", self)
             self.child.kill()
-        elif self.child.code is None and (silence := self._watch.is_silent(now_s)) is not None:
+        elif self.child.code is None and (silence := self._watch.is_silent(now_s, self.child.waited_s)) is not None:
             _LOG.error("%s hangs, and is killed: %s", self, silence.why)
             self.complaint = silence
             self.excuse()

@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from salver.core.errors import FailedPrecondition, SalverError, Unavailable
+from salver.server.processes.balance import Balance
 from salver.server.processes.base import (
     Beat,
     Failure,
@@ -86,6 +87,8 @@ class Supervisor(Supervision):
         self._processes: set[SupervisedWorker] = set()
         self._reaping: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._balance = Balance()
         self._started = False
         self._ending = False
         self._stopping = asyncio.Event()
@@ -276,7 +279,10 @@ class Supervisor(Supervision):
         _LOG.info("%s takes requests", worker)
         for service in self._services:
             service.ready(worker)
-        if old is not None:
+        if old is None:
+            if worker.slot not in self._apart:  # whoever had a connection to the one before has one to another now
+                self._level(sure=True)
+        else:
             old.replace("settings", "the settings have changed")  # or what was said before
             self._count(old)
             drain_s = old.settings.drain_s
@@ -310,26 +316,44 @@ class Supervisor(Supervision):
         self.tally.replaced[worker.reason] = self.tally.replaced.get(worker.reason, 0) + 1
 
     def _cover(self) -> None:
-        """Let others accept the connections of slots that nobody has."""
+        """Let others accept the connections of slots that nobody has, or that are being relieved."""
         standing = [slot.worker for slot in self._slots if slot.worker is not None]
         vacant = [slot.index for slot in self._slots if slot.worker is None]
+        relieved = self._balance.relieved(self._loop.time())
         for place, worker in enumerate(standing):
-            covers = tuple(vacant[place :: len(standing)])
+            covers = (*vacant[place :: len(standing)], *relieved.get(worker.slot, ()))
             if covers != worker.covers and worker.alive:
                 worker.covers = covers
                 worker.channel.tell("cover", covers)
 
+    def _level(self, *, sure: bool = False) -> None:
+        """Move connections from a worker that has more to do than others."""
+        workers = {slot.index: slot.worker for slot in self._slots if slot.worker is not None}
+        loads = {index: worker.load for index, worker in workers.items()}
+        shift = self._balance.look(loads, self._loop.time(), sure=sure)
+        if shift is not None:
+            giver = workers[shift.giver]
+            _LOG.info(
+                "%s uses %.2f cores, worker %d %.2f: the clients of %.0f %% of its connections are to connect again",
+                *(giver, loads[shift.giver].cpu, shift.taker, loads[shift.taker].cpu, 100 * shift.share),
+            )
+            self.tally.shifts += 1
+            self._cover()  # first, so that they find the other
+            giver.channel.tell("ease", shift.share)
+
     async def _look(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            before_s = loop.time()
+            before_s = self._loop.time()
             await asyncio.sleep(_TICK_S)
-            late = loop.time() - before_s > _LATE_S
+            late = self._loop.time() - before_s > _LATE_S
             for worker in list(self._processes):
                 if late:
                     worker.excuse()
                 else:
                     worker.look()
+            if not late and not self._ending:
+                self._level()
+            self._cover()
 
     # The end
 

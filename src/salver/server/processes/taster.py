@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import os
+import signal
 import socket
 import sys
 from typing import Final
@@ -17,7 +18,7 @@ from salver.server.engine.loading import taste
 from salver.server.engine.planned import Failure, Plan
 from salver.server.monitoring.logs import configure_logging
 from salver.server.processes.channel import Channel
-from salver.server.processes.child import Child, describe_end
+from salver.server.processes.child import Child, describe_end, remove_scratch
 from salver.server.processes.orders import Sample, pack, unpack
 from salver.server.settings import ServeSettings
 
@@ -73,8 +74,10 @@ async def _run(sock: socket.socket) -> None:
 def main() -> None:
     """Answer on the channel that is inherited, until its other end hangs up."""
     os.nice(_NICENESS)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # what it says of a crash may go to a terminal
     faulthandler.enable()  # a crash inside a runtime says in which thread and call
     new_event_loop().run_until_complete(_run(socket.socket(fileno=int(sys.argv[1]))))
+    remove_scratch()
     os._exit(0)  # a run that hangs must not keep the process
 
 

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Final
 
 from salver.server.engine.engine import RealTimeEngine
+from salver.server.processes.balance import IDLE, Load
 from salver.server.processes.base import Beat
 
 BEAT_S: Final = 1.0
@@ -17,8 +18,12 @@ _ANONYMOUS: Final = re.compile(rb"^RssAnon:\s*(\d+) kB", re.MULTILINE)
 _STATUS: Final = Path("/proc/self/status")
 
 
-def beat_of(engine: RealTimeEngine) -> Beat:
-    """How an engine does now."""
+def beat_of(engine: RealTimeEngine, load: Load = IDLE) -> Beat:
+    """How an engine does now.
+
+    Args:
+        load: what its process had to do since the last beat.
+    """
     now_s = monotonic()
     models = engine.models()
     running_s = {f"{model.name}/{model.version}": model.oldest_run_s(now_s) for model in models}
@@ -29,6 +34,7 @@ def beat_of(engine: RealTimeEngine) -> Beat:
         running_s={name: age_s for name, age_s in running_s.items() if age_s},
         loading=loading,
         served="" if loading else f"{hash(served):x}",
+        load=load,
     )
 
 

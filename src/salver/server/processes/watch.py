@@ -9,7 +9,8 @@ import msgspec
 from salver.server.processes.base import Beat, Reason
 
 HUNG_S: Final = 5.0
-"""A worker that has not been heard of for so long hangs."""
+"""A worker that has not been heard of for so long hangs; time in which it was ready to run and got no core is not its
+own."""
 
 LOADING_S: Final = 60.0
 """The same while it starts or loads models: a runtime that prepares a model may let nothing else run."""
@@ -45,7 +46,8 @@ class Watch:
     """
 
     def __init__(self, now_s: float, max_run_s: float) -> None:
-        self.heard_s = now_s
+        self._heard_s = now_s
+        self._waited_s = 0.0
         self.memory_from_s = now_s
         """Before then its memory is not judged."""
         self._max_run_s = max_run_s
@@ -54,9 +56,13 @@ class Watch:
         self._served = ""
         self._beats = 0
 
-    def hear(self, beat: Beat, now_s: float) -> Complaint | None:
-        """A beat; what is wrong, if anything."""
-        self.heard_s = now_s
+    def hear(self, beat: Beat, now_s: float, waited_s: float = 0.0) -> Complaint | None:
+        """A beat; what is wrong, if anything.
+
+        Args:
+            waited_s: see `is_silent`.
+        """
+        self.excuse(now_s, waited_s)
         self._patience_s = LOADING_S if beat.loading else HUNG_S
         if self._max_run_s:
             for model, age_s in beat.running_s.items():
@@ -67,10 +73,18 @@ class Watch:
         complaint = self._judge_memory(beat)
         return complaint if now_s >= self.memory_from_s else None
 
-    def is_silent(self, now_s: float) -> Complaint | None:
-        """Whether it has not been heard of for too long."""
-        silent_s = now_s - self.heard_s
-        if silent_s < self._patience_s:
+    def excuse(self, now_s: float, waited_s: float = 0.0) -> None:
+        """Do not hold its silence until now against it."""
+        self._heard_s, self._waited_s = now_s, waited_s
+
+    def is_silent(self, now_s: float, waited_s: float = 0.0) -> Complaint | None:
+        """Whether it has not been heard of for too long.
+
+        Args:
+            waited_s: how long it has waited for a core since it was started (`Child.waited_s`).
+        """
+        silent_s = now_s - self._heard_s
+        if silent_s - (waited_s - self._waited_s) < self._patience_s:
             return None
         return Complaint("hang", f"nothing was heard of it for {silent_s:.0f} s")
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from time import thread_time
 
 from salver.core.errors import SalverError, Unavailable
 from salver.server._files import allow_connections
@@ -17,8 +18,10 @@ from salver.server._loop import new_event_loop
 from salver.server.app import Server, end_loop, end_stuck, settle
 from salver.server.monitoring.logs import configure_logging
 from salver.server.processes.affinity import keep_to_share
+from salver.server.processes.balance import IDLE, Load
 from salver.server.processes.base import EVERYONE, STACKS, Failure, Leave, Link, Ready, Start
 from salver.server.processes.channel import Channel
+from salver.server.processes.child import remove_scratch
 from salver.server.processes.sockets import Inherited
 from salver.server.processes.vitals import BEAT_S, beat_of
 from salver.server.settings import ServeSettings
@@ -43,6 +46,7 @@ class WorkerProcess:
         self.server = Server(ServeSettings.from_data(start.settings), sockets, link)
         link.channel.on("leave", Leave, self.leave)
         link.channel.on("cover", tuple[int, ...], self._cover)
+        link.channel.on("ease", float, self.server.http.ease)
 
     async def run(self) -> None:
         """Serve until told to leave, or until the supervisor is gone."""
@@ -72,7 +76,7 @@ class WorkerProcess:
         self._channel.tell("closed")
 
     async def _cover(self, slots: Sequence[int]) -> None:
-        """Accept connections for workers that are gone; for these slots and no others."""
+        """Accept connections of workers that are gone, or have too many; of these slots and no others."""
         async with self._covering:
             for slot in self._covered - set(slots):
                 self.server.http.release(slot)
@@ -81,9 +85,18 @@ class WorkerProcess:
             self._covered = set(slots)
 
     async def _beat(self) -> None:
+        time = asyncio.get_running_loop().time
+        load, worked_s, at_s = IDLE, self._worked_s(), time()
         while True:
-            self._channel.tell("beat", beat_of(self.server.engine))
+            self._channel.tell("beat", beat_of(self.server.engine, load))
             await asyncio.sleep(BEAT_S)
+            before, (worked_s, at_s) = (worked_s, at_s), (self._worked_s(), time())
+            load = Load((worked_s - before[0]) / (at_s - before[1]), self.server.http.in_use)
+
+    def _worked_s(self) -> float:
+        """CPU time that went to requests: of the event loop, on whose thread this is, and of batches on lanes. What it
+        takes to load a model is not in it."""
+        return thread_time() + self.server.metrics.lanes_s
 
 
 async def _run(sock: socket.socket) -> Server | None:
@@ -114,8 +127,9 @@ async def _run(sock: socket.socket) -> Server | None:
 
 def main() -> None:
     """``python -m salver.server.processes.worker FD``, where FD is its end of the channel."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the supervisor says what happens, wherever a signal is sent
+    # The supervisor says what happens, wherever a signal is sent; and a terminal takes what is written to it.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTOU):
+        signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()  # a crash inside a runtime says in which thread and call
     faulthandler.register(STACKS)
     sock = socket.socket(fileno=int(sys.argv[1]))
@@ -126,7 +140,9 @@ def main() -> None:
     except Exception:  # noqa: BLE001  # the process boundary: what is left of it could only keep it from ending
         _LOG.exception("the worker failed")
         logging.shutdown()
+        remove_scratch()
         os._exit(1)
+    remove_scratch()
     end_loop(loop)
     if server is not None:
         end_stuck(server)

@@ -370,6 +370,21 @@ class Connection(FrameReader):
 
     # Ends
 
+    @property
+    def last_id(self) -> int:
+        """Of the last stream that the peer opened; 0 before the first."""
+        return self._last_id
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the peer was asked to open no more streams."""
+        return self._drain_step > 0
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether it knows, and which stream was the last."""
+        return self._drain_step > 1
+
     def replenish(self) -> None:
         """Forgive what counts against the bounds on floods; called about once a second."""
         self.floods.replenish()
@@ -380,6 +395,8 @@ class Connection(FrameReader):
             self._lose(stream, ErrorCode.CANCEL, message)
         self._rest = b""
         self._body = None
+        if self._open is not None:
+            self._open = _nobody  # the owner, which knows this: neither would be freed before garbage is collected
 
     def _lose(self, stream: Stream, error: int, message: str) -> None:
         self.streams.pop(stream.id, None)
@@ -495,6 +512,10 @@ class Connection(FrameReader):
         if self._drain_step == 1:
             self._drain_step = 2
             self.out.append(goaway_frame(self._last_id, ErrorCode.NO_ERROR, "draining"))
+
+
+def _nobody(stream: Stream, head: Head, body: bytes | None) -> None:
+    """Takes streams of a connection that is gone."""
 
 
 _OF_CONNECTION: Final[dict[int, Callable[[Connection, int, bytes], None]]] = {

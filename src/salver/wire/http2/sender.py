@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from salver.wire.http2.frames import (
@@ -26,31 +26,35 @@ _MAX_SIZES: Final = 256
 
 
 class Envelope:
-    """Headers and trailers that many answers share, as frames around a body.
+    """Headers and trailers that many answers share, as frames around a small body.
 
     Args:
         headers, trailers: header blocks.
+        prefix: what stands before a body of so many bytes, as part of it.
     """
 
-    __slots__ = ("_close", "_middles", "_open", "headers", "trailers")
+    __slots__ = ("close", "headers", "lead", "middles", "prefix", "trailers")
 
-    def __init__(self, headers: bytes, trailers: bytes) -> None:
+    def __init__(self, headers: bytes, trailers: bytes, prefix: Callable[[int], bytes] = lambda _: b"") -> None:
         self.headers = headers
         self.trailers = trailers
-        self._open = pack_head(len(headers) << 8 | HEADERS, END_HEADERS, 0)[:BEFORE_ID]
-        self._close = pack_head(len(trailers) << 8 | HEADERS, END_HEADERS | END_STREAM, 0)[:BEFORE_ID]
-        self._middles: dict[int, bytes] = {}
+        self.prefix = prefix
+        self.lead = pack_head(len(headers) << 8 | HEADERS, END_HEADERS, 0)[:BEFORE_ID]
+        """All before the first number of the stream; the second stands behind what is in `middles`."""
+        self.close = pack_head(len(trailers) << 8 | HEADERS, END_HEADERS | END_STREAM, 0)[:BEFORE_ID]
+        """All between the body and the last."""
+        self.middles: dict[int, tuple[bytes, bytes, int]] = {}
+        """Size of a body -> what stands before the second number, and behind it, and the size of its DATA; as far as it
+        was asked for."""
 
-    def wrap(self, id: int, data: bytes) -> bytes:
-        """The frames of a whole answer."""
-        middle = self._middles.get(len(data)) or self._make_middle(len(data))
-        number = id.to_bytes(4)
-        return b"".join((self._open, number, middle, number, data, self._close, number, self.trailers))
-
-    def _make_middle(self, size: int) -> bytes:
-        if len(self._middles) >= _MAX_SIZES:
-            self._middles.clear()
-        middle = self._middles[size] = self.headers + pack_head(size << 8 | DATA, 0, 0)[:BEFORE_ID]
+    def make_middle(self, size: int) -> tuple[bytes, bytes, int]:
+        """As `middles`, of a size that is not there yet."""
+        if len(self.middles) >= _MAX_SIZES:
+            self.middles.clear()
+        prefix = self.prefix(size)
+        whole = len(prefix) + size
+        head = pack_head(whole << 8 | DATA, 0, 0)[:BEFORE_ID]
+        middle = self.middles[size] = self.headers + head, prefix, whole
         return middle
 
 
@@ -116,7 +120,7 @@ class Sender:
         Returns:
             Whether this side of the stream has ended.
         """
-        size = len(data)
+        middle, prefix, size = envelope.middles.get(len(data)) or envelope.make_middle(len(data))
         if (
             size <= self.window
             and size <= stream.send_window
@@ -126,10 +130,12 @@ class Sender:
         ):
             self.window -= size
             stream.is_local_open = False
-            self.out.append(envelope.wrap(stream.id, data))
+            number = stream.id.to_bytes(4)
+            parts = envelope.lead, number, middle, number, prefix, data, envelope.close, number, envelope.trailers
+            self.out.append(b"".join(parts))
             return True
         self.headers(stream, envelope.headers, False)
-        self.data(stream, data, False)
+        self.data(stream, prefix + data, False)
         return self.headers(stream, envelope.trailers, True)
 
     def pump(self) -> None:

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from salver.core.errors import ResourceExhausted
+from salver.server.frontends.http import _connection, listener
 from salver.testing.frontends import InlineEngine
 
 BODY = b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":[1,2,3,4]}]}'
@@ -452,7 +453,7 @@ class TestBadInput:
         with server.connect() as sock:
             sock.sendall(post())
             wait_for(lambda: len(engine.held) == 1)
-            data = weakref.ref(engine.held[0][1].inputs["x"])
+            data = weakref.ref(engine.held[0][1].arrays()["x"])
             gc.disable()
             try:
                 sock.close()
@@ -462,6 +463,25 @@ class TestBadInput:
             finally:
                 gc.enable()
 
+    @pytest.mark.parametrize("data", [get(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"], ids=["http/1.1", "http/2"])
+    def test_a_connection_is_freed_at_its_end(self, server, monkeypatch, data):
+        made = []
+
+        class Watched(_connection.Connection):
+            def __init__(self, host):
+                super().__init__(host)
+                made.append(weakref.ref(self))
+
+        monkeypatch.setattr(listener, "Connection", Watched)
+        gc.disable()
+        try:
+            with server.connect() as sock:
+                sock.sendall(data)
+                assert sock.recv(10)
+            wait_for(lambda: made[0]() is None)
+        finally:
+            gc.enable()
+
     def test_an_answer_for_a_client_that_left_is_dropped(self, server, engine):
         engine.held = []
         with server.connect() as sock:
@@ -469,7 +489,7 @@ class TestBadInput:
             wait_for(lambda: len(engine.held) == 1)
             [(model, request)] = engine.held
         wait_for(lambda: len(engine.cancelled) == 1)
-        server.call(request.done, {"scores": model.session.run(request.inputs)["scores"]}, None)
+        server.call(request.done, {"scores": model.session.run(request.arrays())["scores"]}, None)
         engine.held = None
         lives(server)
 
@@ -600,6 +620,49 @@ class TestDrain:
             with pytest.raises((ConnectionResetError, AssertionError)):
                 server.read_answer(sock)
             wait_for(lambda: len(engine.cancelled) == 1)
+
+
+class TestEase:
+    """A share of the connections in use is to go elsewhere; the others, and those that idle, are left alone."""
+
+    def test_half_of_them(self, server):
+        with contextlib.ExitStack() as stack:
+            idle, *used = (stack.enter_context(server.connect()) for _ in range(5))
+            for sock in used:
+                sock.sendall(get())
+                server.read_answer(sock, "GET")
+            assert server.call(lambda: server.server.in_use) == 4
+            server.call(server.server.ease, 0.5)
+            assert server.call(lambda: server.server.in_use) == 2
+            told = 0
+            for sock in (*used, idle):
+                sock.sendall(post())
+                answer, _ = server.read_answer(sock)
+                assert answer.status == 200
+                if "connection" in answer.fields:
+                    assert sock is not idle
+                    assert (answer.fields["connection"], sock.recv(1)) == ("close", b"")
+                    told += 1
+            assert told == 2
+
+    def test_one_that_waits_for_its_answer_gets_it(self, server, engine):
+        engine.held = []
+        with server.connect() as sock:
+            sock.sendall(post())
+            wait_for(lambda: len(engine.held) == 1)
+            server.call(server.server.ease, 1.0)
+            server.call(engine.release)
+            answer, _ = server.read_answer(sock)
+            assert (answer.status, answer.fields["connection"]) == (200, "close")
+
+    def test_one_that_falls_silent_is_not_in_use(self, server):
+        with server.connect() as sock:
+            sock.sendall(get())
+            server.read_answer(sock, "GET")
+            wait_for(lambda: server.call(lambda: server.server.in_use) == 0)
+            server.call(server.server.ease, 1.0)
+            sock.sendall(get())
+            assert "connection" not in server.read_answer(sock, "GET")[0].fields
 
 
 def test_a_defect_in_a_handler_is_500_and_the_connection_lives(server, monkeypatch, caplog):

@@ -97,6 +97,15 @@ def test_old_clients_read_to_the_end(server: Any) -> None:
     assert body == b"data: 0\n\ndata: 1\n\n"
 
 
+def test_what_old_clients_ask_behind_a_stream_is_given_up(server: Any) -> None:
+    """The stream ends with the connection."""
+    sent = ask("/count/1", "1.0", Connection="keep-alive") + ask("/open") + ask("/plain")
+    _, _, body = server.raw(sent).partition(b"\r\n\r\n")
+    assert body == b"data: 0\n\n"
+    assert Streams.cancelled == Streams.open
+    assert len(Streams.open) == 1
+
+
 def test_head_has_no_body(server: Any) -> None:
     sent = ask("/count/2", method="HEAD") + ask("/plain", Connection="close")
     head, _, rest = server.raw(sent).partition(b"\r\n\r\n")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import socket
+import weakref
 import zlib
 
 import pytest
 
+from salver.server.frontends.http2 import connection
 from salver.wire.http2 import ErrorCode
 from salver.wire.http2 import frames as f
 
@@ -475,3 +478,56 @@ class TestDrain:
             assert client.wait(asked)["body"] == b"\0\0\0\0\x04done"
             client.read_error()
             assert client.is_closed
+
+    def test_one_that_is_to_go_elsewhere_answers_what_is_open_and_ends(self, probe, raw, until):
+        with probe() as server, raw(server.address) as client, raw(server.address) as idle:
+            idle.greet()
+            asked = client.greet().call("Hang", b"x")
+            until(lambda: server.probe.held)
+            server.call(server.server.ease, 1.0)
+            client.pump(lambda: client.machine.goaway == (asked, 0))
+            server.call(server.probe.held[0].respond, b"done")
+            assert client.wait(asked)["body"] == b"\0\0\0\0\x04done"
+            client.read_error()
+            assert client.is_closed
+            assert idle.machine.goaway is None
+
+    def test_one_that_begins_while_the_server_stops_is_told_so(self, probe, raw):
+        with probe() as server, raw(server.address) as client:
+            client.send(b"PRI * ")  # it is there, and says nothing yet of HTTP/2
+            assert server.ask("GET", "/v2/health/live").status == 200
+            server.call(server.server.close_listeners)
+            create = server.loop.create_task
+            server.call(lambda: create(server.server.drain(5.0)) and None)
+            client.machine.out[0] = bytes(client.machine.out[0]).removeprefix(b"PRI * ")
+            client.greet().pump(lambda: client.machine.goaway is not None)
+            assert client.machine.goaway == ((1 << 31) - 1, 0)
+            client.read_error()
+            assert client.is_closed
+
+
+def test_bodies_of_all_connections_together_are_bounded(probe, raw):
+    with probe(max_incoming_bytes=100_000) as server, raw(server.address) as one, raw(server.address) as other:
+        one.greet().ask("/echo", bytes(60_000), end=False)
+        refused = other.greet().wait(other.ask("/echo", bytes(60_000), end=False))
+        assert status(refused) == 429
+        assert server.metrics.limits == {"max_incoming_bytes": 1}
+
+
+def test_a_connection_is_freed_at_its_end(probe, raw, until, monkeypatch):
+    made = []
+
+    class Watched(connection.Http2Connection):
+        def __init__(self, host):
+            super().__init__(host)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(connection, "Http2Connection", Watched)
+    gc.disable()
+    try:
+        with probe() as server, raw(server.address) as client:
+            client.wait(client.greet().call("Unknown", b"x"))  # the probe keeps the calls that it gets
+            client.sock.close()
+            until(lambda: made[0]() is None)
+    finally:
+        gc.enable()

@@ -117,10 +117,7 @@ def test_config(frontend):
 
 @pytest.fixture
 def log():
-    logger = logging.getLogger("salver")
-    before = logger.level
-    yield logger
-    logger.setLevel(before)
+    return logging.getLogger("salver")
 
 
 class TestLog:

@@ -6,6 +6,7 @@ import math
 from typing import Final
 
 from salver.core.errors import SalverError
+from salver.server.frontends.grpc.messages import PREFIX_BYTES
 from salver.wire.grpc import GRPC_STATUS
 from salver.wire.http2 import Envelope, encode_block
 
@@ -20,7 +21,7 @@ CODED_HEADERS: Final = {
     coding: encode_block([*HEADERS, (b"grpc-encoding", coding)]) for coding in (b"gzip", b"deflate")
 }
 OK_TRAILERS: Final = encode_block([(b"grpc-status", b"0")])
-OK: Final = Envelope(OK_HEADERS, OK_TRAILERS)
+OK: Final = Envelope(OK_HEADERS, OK_TRAILERS, lambda size: size.to_bytes(PREFIX_BYTES))
 """Around the only message of a call that went well."""
 
 _PLAIN: Final = frozenset(range(0x20, 0x7F)) - {0x25}

@@ -45,6 +45,8 @@ class Connection(RequestReader, asyncio.Protocol):
         self._closing_since_s = 0.0
         self._writes_paused_since_s = 0.0
         self._reads_paused = False
+        self._is_last = False  # the next answer is, as far as others do not wait behind it
+        self._was_used = False  # between the last two calls of `check`
         self._first: bytes | None = b""  # what came first, while that may yet be HTTP/2
 
     # The transport's side
@@ -52,6 +54,7 @@ class Connection(RequestReader, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._since_s = self._time()
+        self._is_last = self._host.draining
         self.peer = peer_of(transport)
         tls: Any = transport.get_extra_info("ssl_object")
         if tls is not None and tls.selected_alpn_protocol() == "h2":
@@ -69,6 +72,7 @@ class Connection(RequestReader, asyncio.Protocol):
         self._transport = None
         self._host.closed(self)
         self._forget()
+        self._end_reading()
 
     def eof_received(self) -> None:
         """The client is gone: answers made are flushed, requests in flight are cancelled, and the transport closes."""
@@ -122,7 +126,7 @@ class Connection(RequestReader, asyncio.Protocol):
     def _leave(self, data: bytes) -> None:
         """Leave the transport to HTTP/2."""
         transport, self._transport = self._transport, None
-        self._deaf = True
+        self._end_reading()
         if transport is not None:
             self._host.hand_over(self, transport, data)
 
@@ -185,14 +189,14 @@ class Connection(RequestReader, asyncio.Protocol):
             return
         pending = self._pending
         if len(pending) == 1:
-            transport, host = self._transport, self._host
+            transport = self._transport
             if (
                 exchange.close
-                or host.draining
+                or self._is_last
                 or self._partial
                 or self._reads_paused
                 or transport is None
-                or (whole := plain_answer(exchange, host.date_line)) is None
+                or (whole := plain_answer(exchange, self._host.date_line)) is None
             ):
                 self._flush()
             else:  # what `_flush` comes to for nearly every answer
@@ -235,7 +239,7 @@ class Connection(RequestReader, asyncio.Protocol):
             exchange = pending[0]
             if exchange.answer is None:
                 break
-            last = exchange.close or (host.draining and len(pending) == 1 and not self._partial)
+            last = exchange.close or (self._is_last and len(pending) == 1 and not self._partial)
             if exchange.chunks is None:
                 write_answer(exchange, last, host.date_line, out)
             else:
@@ -253,6 +257,7 @@ class Connection(RequestReader, asyncio.Protocol):
         elif out:
             transport.writelines(out)
         if last:
+            self._forget()  # an old client's stream ends with its connection: what it asked behind that is not answered
             self._shut(transport)
         elif not pending and not self._partial:
             self._since_s = 0.0
@@ -306,6 +311,7 @@ class Connection(RequestReader, asyncio.Protocol):
     def check(self, now_s: float) -> None:
         """Cut off a client that idles, stalls or lingers for too long. Called about once a second."""
         patience_s = self._limits.idle_timeout_s
+        self._was_used = bool(self._pending) or self._since_s == 0.0
         if self._closing_since_s:
             if now_s - self._closing_since_s > min(LINGER_S, patience_s):
                 self.abort()
@@ -324,6 +330,12 @@ class Connection(RequestReader, asyncio.Protocol):
 
     def drain(self) -> None:
         """The next answer says that it is the last."""
+        self._is_last = True
+
+    @property
+    def in_use(self) -> bool:
+        """As `ServedConnection`."""
+        return (self._was_used or bool(self._pending) or self._since_s == 0.0) and not self._is_last
 
     @property
     def is_idle(self) -> bool:

@@ -166,6 +166,11 @@ class RequestReader(abc.ABC):
         if self._wire_bytes > limit:
             self._refuse_head()
 
+    def _end_reading(self) -> None:
+        """Nothing comes any more."""
+        self._deaf = True
+        del self._parser  # it knows this connection: only a rare collection of garbage would free the two
+
     # The parser's side
 
     def on_message_begin(self) -> None:

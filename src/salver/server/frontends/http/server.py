@@ -113,14 +113,25 @@ class HttpServer:
             await listener.start()
 
     async def adopt(self, slot: int, sockets: Mapping[str, Sequence[socket.socket]]) -> None:
-        """Accept connections also where a process that is gone did, until `release`."""
+        """Accept connections on the sockets of another slot too, until `release`."""
         for role, listener in self._by_role.items():
             await listener.adopt(slot, sockets.get(role, ()))
 
     def release(self, slot: int) -> None:
-        """Leave the sockets of a slot to the process that has come back."""
+        """Accept no more on the sockets of another slot; the connections stay."""
         for listener in self._listeners:
             listener.release(slot)
+
+    @property
+    def in_use(self) -> int:
+        """Connections on which requests came of late."""
+        return sum(connection.in_use for connection in self._connections)
+
+    def ease(self, share: float) -> None:
+        """Ask the clients of a share of the connections in use to connect again: to another process, they may hope."""
+        connections = [connection for connection in self._connections if connection.in_use]
+        for connection in connections[: int(share * len(connections))]:
+            connection.drain()
 
     def _add_frontends(self, services: Services) -> None:
         names = self._names

@@ -101,6 +101,10 @@ class ServedConnection(Protocol):
         """Ask the client to send no more requests; those open are answered. Called once."""
 
     @property
+    def in_use(self) -> bool:
+        """Whether requests came since the last `check` but one. Not of one that was asked to send no more."""
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing is being read or answered."""
 

@@ -22,6 +22,7 @@ from salver.server.frontends.grpc.messages import CODINGS, PREFIX_BYTES, Message
 from salver.server.frontends.grpc.timeouts import parse_timeout
 from salver.server.frontends.http.coding import MIN_COMPRESS_BYTES
 from salver.server.frontends.http.shared import MIN_BODY_BYTES_S
+from salver.server.frontends.lookup import Lookup
 from salver.wire.http2 import Data, ErrorCode, Head, Stream, encode_block
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ MAX_QUEUED_BYTES: Final = 64 << 20
 """Requests that are still coming in hold that many times `max_body_bytes` at most, on one connection."""
 
 _COPY_BYTES: Final = 1 << 16
+
+# What stands before a message that is not compressed: the flag is 0, so that flag and length are as one number.
+_PREFIXES: Final[Lookup[int, bytes]] = Lookup(lambda size: size.to_bytes(PREFIX_BYTES), 4096)
 
 
 def _nowhere(call: Call) -> None:
@@ -81,7 +85,15 @@ class Plan:
             self.error = error.with_traceback(None)  # kept; its frames must not be
         self.max_bytes = connection.limits.max_body_bytes
         self.is_plain = self.is_open and self.error is None and self.timeout_s is None and not self.method.streaming
-        """Whether nothing is to be done when the call opens."""
+        """Whether nothing is to be done when the call opens, but to wait for its message."""
+
+    def only_message(self, data: Data) -> bytes | None:
+        """The message of a body that is one, not compressed and not too large; else None."""
+        size = len(data) - PREFIX_BYTES
+        if 0 <= size <= self.max_bytes and data[:PREFIX_BYTES] == _PREFIXES[size]:
+            message = data[PREFIX_BYTES:]
+            return message if type(message) is bytes else bytes(message)
+        return None
 
     def _check(self, guard: Guard) -> None:
         host = self.metadata.get(b":authority")
@@ -137,15 +149,12 @@ class StreamCall(Call, eq=False, kw_only=True):
         """A piece of the request."""
         if self.code:
             return
-        if end and self.incoming is None:
-            size = len(data) - PREFIX_BYTES
-            # Not compressed is a flag of 0, so that flag and length are as one number.
-            if 0 <= size <= self.plan.max_bytes and data[:PREFIX_BYTES] == size.to_bytes(PREFIX_BYTES):
-                self.message = bytes(data[PREFIX_BYTES:])
-                self.started_s = perf_counter()
-                self.attempt(self.plan.method.handle, self)
-                return
-        self.attempt(partial(self._take, end), data)
+        if end and self.incoming is None and (message := self.plan.only_message(data)) is not None:
+            self.message = message
+            self.started_s = perf_counter()
+            self.attempt(self.plan.method.handle, self)
+        else:
+            self.attempt(partial(self._take, end), data)
 
     def on_headers(self, stream: Stream, head: Head, end: bool) -> None:
         """Trailers of the request, which mean nothing but its end."""
@@ -207,9 +216,8 @@ class StreamCall(Call, eq=False, kw_only=True):
             self.code = "OK"
             self.cancel = None
             connection = self.connection
-            size = len(message)
-            if size < MIN_COMPRESS_BYTES:
-                connection.machine.send_answer(self.stream, OK, size.to_bytes(PREFIX_BYTES) + message)
+            if len(message) < MIN_COMPRESS_BYTES:
+                connection.machine.send_answer(self.stream, OK, message)
             else:
                 self.put(message)
                 connection.machine.send_headers(self.stream, OK.trailers, True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Final, cast
 
 from salver.core.errors import ResourceExhausted, SalverError
@@ -51,6 +51,8 @@ class Http2Connection(asyncio.Protocol):
         self._is_flush_due = False
         self._is_deaf = False
         self._is_heard = True  # since the last `check`
+        self._taken = 0  # the last stream at the last `check`
+        self._was_used = False  # between the last two calls of `check`
         self._heard_s = 0.0
         self._closing_since_s = 0.0
         self._writes_paused_since_s = 0.0
@@ -177,6 +179,22 @@ class Http2Connection(asyncio.Protocol):
             plan = head.memo = self._plan(head)
         receiver: StreamCall | HttpStream
         if type(plan) is _grpc.Plan:
+            if plan.is_plain and body and (message := plan.only_message(body)) is not None:
+                began_s = perf_counter()
+                call = stream.receiver = StreamCall(
+                    self,
+                    plan.path,
+                    plan.metadata,
+                    None,
+                    began_s,
+                    self.peer,
+                    message,
+                    connection=self,
+                    stream=stream,
+                    plan=plan,
+                )
+                call.attempt(plan.method.handle, call)
+                return
             receiver = stream.receiver = (StreamingCall if plan.method.streaming else StreamCall)(
                 self, plan.path, plan.metadata, None, 0.0, self.peer, connection=self, stream=stream, plan=plan
             )
@@ -244,6 +262,8 @@ class Http2Connection(asyncio.Protocol):
         """Cut off a client that idles, stalls or lingers for too long. Called about once a second."""
         patience_s = self.limits.idle_timeout_s
         self.machine.floods.replenish()
+        self._was_used = bool(self.machine.streams) or self.machine.last_id != self._taken
+        self._taken = self.machine.last_id
         if self._closing_since_s:
             if now_s - self._closing_since_s > min(LINGER_S, patience_s):
                 self.abort()
@@ -262,7 +282,7 @@ class Http2Connection(asyncio.Protocol):
             self._flush()
             return
         silent_s = now_s - self._heard_s
-        if not self.machine.streams and silent_s > patience_s:
+        if not self.machine.streams and (silent_s > patience_s or self.machine.is_drained):
             self.close()
         elif silent_s > 2 * patience_s:
             self.abort()
@@ -279,6 +299,13 @@ class Http2Connection(asyncio.Protocol):
             self._steps, self._stalled_since_s = machine.sender.steps, now_s
         since_s = min(self._partial_since_s, self._stalled_since_s, self._writes_paused_since_s or now_s)
         return now_s - since_s > patience_s
+
+    @property
+    def in_use(self) -> bool:
+        """As `ServedConnection`."""
+        machine = self.machine
+        is_used = self._was_used or bool(machine.streams) or machine.last_id != self._taken
+        return is_used and not machine.is_draining
 
     @property
     def is_idle(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 from salver.core.arrays import Array
 from salver.core.errors import InvalidArgument, SalverError
-from salver.server.engine.base import ServedModel
+from salver.server.engine.base import ServedModel, Tensors
 from salver.server.frontends.access import Peer
 from salver.server.frontends.base import Method, Services
 from salver.server.frontends.dataplane import Reply
@@ -34,7 +34,7 @@ _UNTOLD: Final = object()
 
 Argument = TypeVar("Argument")
 Send = Callable[[bytes], None]
-_Read = tuple[ServedModel, GrpcCodec, dict[str, Array], GrpcPlan, str]
+_Read = tuple[ServedModel, GrpcCodec, Tensors, GrpcPlan, str]
 
 
 class InferMethods:
@@ -234,8 +234,10 @@ class _StreamReply:
         """Nobody waits for it any more."""
         if not self.code:
             self.code = "CANCELLED"
-            if self.cancel is not None:
-                self.cancel()
+            self.message = b""
+            cancel, self.cancel = self.cancel, None
+            if cancel is not None:
+                cancel()
 
     def _finish(self, code: str, response: bytes) -> None:
         if not self.code:

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from salver.core.arrays import Array
-from salver.server.engine.base import ServedModel
+from salver.server.engine.base import Packed, ServedModel, Tensors
 from salver.server.frontends.oip.grpc_codec import GrpcCodec, GrpcPlan
 from salver.wire.elements import from_bytes
 from salver.wire.protobuf import split_delimited
@@ -94,7 +94,7 @@ class Template:
         only = slots[0]
         self._only = only if len(slots) == 1 and only.is_small else None
 
-    def fill(self, message: bytes, shift: int) -> dict[str, Array] | None:
+    def fill(self, message: bytes, shift: int) -> Tensors | None:
         """The inputs of a message that begins as this template does; None where it goes on otherwise.
 
         Args:
@@ -105,19 +105,17 @@ class Template:
         """
         only = self._only
         if only is not None:
-            return {only.name: np.ndarray(only.shape, only.dtype, message[only.offset + shift :])}
-        inputs: dict[str, Array] = {}
+            return {only.name: Packed(only.dtype, only.shape, message[only.offset + shift :])}
+        inputs: dict[str, Array | Packed] = {}
         for seam, end in self.seams:
             if not message.startswith(seam, end + shift - len(seam)):
                 return None
         for name, datatype, dtype, shape, size, offset, is_small in self.slots:
             offset += shift
-            array: Array
             if is_small:
-                array = np.ndarray(shape, dtype, message[offset : offset + size])
+                inputs[name] = Packed(dtype, shape, message[offset : offset + size])
             else:
-                array = from_bytes(message, offset, size, datatype, list(shape), f"input '{name}'")
-            inputs[name] = array
+                inputs[name] = from_bytes(message, offset, size, datatype, list(shape), f"input '{name}'")
         return inputs
 
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from salver.core.arrays import Array
+from salver.server.engine.base import Tensors
 
 Parameters = dict[str, Any]
 
@@ -53,14 +53,14 @@ class Decoded(msgspec.Struct, eq=False, gc=False):
     """A request, decoded and checked against the signature.
 
     Args:
-        inputs: name -> array.
+        inputs: by name.
         rows: as `Signature.check` returns.
         wishes: how outputs are wanted, in order; None for all of them in JSON.
         id: to be echoed.
         parameters: those of the request.
     """
 
-    inputs: dict[str, Array]
+    inputs: Tensors
     rows: int
     wishes: tuple[OutputWish, ...] | None
     id: str | int | None

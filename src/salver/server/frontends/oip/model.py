@@ -25,6 +25,48 @@ from salver.wire.elements import check_strings, from_bytes
 _MAX_OFFSET = 1 << 62
 
 
+class OutputWishes:
+    """How requests may want the outputs of a model."""
+
+    def __init__(self, signature: Signature) -> None:
+        self._signature = signature
+        self.all_binary = tuple(OutputWish(spec.name, True) for spec in signature.outputs)
+        """The wishes of a request that wants all outputs as bytes."""
+
+    def read(
+        self, wanted: Sequence[Wanted] | None, parameters: Parameters | None, binary: bool
+    ) -> tuple[OutputWish, ...] | None:
+        """How outputs are wanted; None for all of them, not binary.
+
+        Args:
+            wanted: as the request lists them; nothing means all.
+            parameters: those of the request.
+            binary: what ``binary_data_output`` is where the request does not say.
+
+        Raises:
+            InvalidArgument: an output that is unknown or named twice, or a parameter that makes no sense.
+        """
+        if parameters:
+            binary = _flag(parameters, "binary_data_output", binary, "request")
+        if not wanted:
+            return self.all_binary if binary else None
+        wishes: dict[str, OutputWish] = {}
+        for output in wanted:
+            self._signature.output(output.name)
+            where = f"output '{output.name}'"
+            if output.name in wishes:
+                raise InvalidArgument(f"{where} is asked for twice")
+            own = output.parameters or {}
+            region = region_of(own, where)
+            classes = own.get("classification", 0)
+            if type(classes) is not int or classes < 0:
+                raise InvalidArgument(f"{where}: classification is {classes!r}, expected a number of classes")
+            if region is not None and classes:
+                raise InvalidArgument(f"{where}: classification is text, which does not go to shared memory")
+            wishes[output.name] = OutputWish(output.name, _flag(own, "binary_data", binary, where), classes, region)
+        return tuple(wishes.values())
+
+
 class OipModel:
     """The rules of one version of a model: which inputs and outputs there are, and how outputs may be wanted.
 
@@ -41,8 +83,10 @@ class OipModel:
         self._memory = SharedMemory("") if memory is None else memory
         self._specs = {spec.name: spec for spec in signature.inputs}
         self._outputs = {spec.name: spec for spec in signature.outputs}
-        self.all_binary = tuple(OutputWish(name, True) for name in self._outputs)
-        """The wishes of a request that wants all outputs as bytes."""
+        wishes = OutputWishes(signature)
+        self.wishes = wishes.read
+        """As `OutputWishes.read`."""
+        self.all_binary = wishes.all_binary
 
     def find_input(self, name: str, datatype: str, given: Iterable[str], taken: Container[str]) -> TensorSpec:
         """The spec of an input as a request names it.
@@ -115,39 +159,6 @@ class OipModel:
                 binary = self.signature.input(name).binary
                 check_strings(array, self.limits.max_string_bytes, f"input '{name}'", binary)
         return rows
-
-    def wishes(
-        self, wanted: Sequence[Wanted] | None, parameters: Parameters | None, binary: bool
-    ) -> tuple[OutputWish, ...] | None:
-        """How outputs are wanted; None for all of them, not binary.
-
-        Args:
-            wanted: as the request lists them; nothing means all.
-            parameters: those of the request.
-            binary: what ``binary_data_output`` is where the request does not say.
-
-        Raises:
-            InvalidArgument: an output that is unknown or named twice, or a parameter that makes no sense.
-        """
-        if parameters:
-            binary = _flag(parameters, "binary_data_output", binary, "request")
-        if not wanted:
-            return self.all_binary if binary else None
-        wishes: dict[str, OutputWish] = {}
-        for output in wanted:
-            self.signature.output(output.name)
-            where = f"output '{output.name}'"
-            if output.name in wishes:
-                raise InvalidArgument(f"{where} is asked for twice")
-            own = output.parameters or {}
-            region = region_of(own, where)
-            classes = own.get("classification", 0)
-            if type(classes) is not int or classes < 0:
-                raise InvalidArgument(f"{where}: classification is {classes!r}, expected a number of classes")
-            if region is not None and classes:
-                raise InvalidArgument(f"{where}: classification is text, which does not go to shared memory")
-            wishes[output.name] = OutputWish(output.name, _flag(own, "binary_data", binary, where), classes, region)
-        return tuple(wishes.values())
 
     def output_names(self, wishes: tuple[OutputWish, ...] | None) -> tuple[str, ...] | None:
         """The outputs to ask the engine for: None for all of them, in order, so that such requests can be merged."""

@@ -11,8 +11,9 @@ import numpy as np
 
 from salver.core.arrays import Array
 from salver.core.tensors import TensorSpec
+from salver.server.engine.base import Packed
 from salver.server.frontends.oip.messages import CodecLimits, Decoded, HeadRequest, OutputWish, Parameters, Wanted
-from salver.wire.elements import JSON_KINDS, pack
+from salver.wire.elements import JSON_KINDS, pack, pack_bytes
 from salver.wire.jsonio import check_depth
 
 
@@ -78,7 +79,7 @@ class Shortcut:
 
     Args:
         spec: the input.
-        wishes: `OipModel.wishes`.
+        wishes: `OutputWishes.read`.
         limits: those of the codec.
     """
 
@@ -136,9 +137,14 @@ class Shortcut:
         if header_length is None:
             if tensor.parameters is not None or len(tensor.data) != count:
                 return None
-            array = pack(tensor.data, self._datatype, shape)
+            packed = pack_bytes(tensor.data, self._datatype)
+            read: Array | Packed
+            if packed is None:
+                read = pack(tensor.data, self._datatype, shape)
+            else:
+                read = Packed(self._dtype, tuple(shape), packed)
             wishes, parameters = self._read_wishes(request, body)
-            return Decoded({self._name: array}, shape[0], wishes, request.id, parameters)
+            return Decoded({self._name: read}, shape[0], wishes, request.id, parameters)
         size = count * self._dtype.itemsize
         if tensor.parameters != {"binary_data_size": size} or len(body) != header_length + size:
             return None
@@ -162,9 +168,11 @@ class Shortcut:
 
     def _fill(self, known: _Known, body: bytes, start: int) -> Decoded:
         shape, size, wishes, id, parameters = known
-        array: Array
-        if size > _SMALL_BYTES and not start % self._dtype.alignment:
-            array = np.ndarray(shape, self._dtype, body, start)
-        else:  # a slice is aligned, and a small one costs less than asking
-            array = np.ndarray(shape, self._dtype, body[start:])
-        return Decoded({self._name: array}, shape[0], wishes, id, parameters)
+        tensor: Array | Packed
+        if size <= _SMALL_BYTES:
+            tensor = Packed(self._dtype, shape, body[start:])
+        elif start % self._dtype.alignment:  # a slice is aligned
+            tensor = np.ndarray(shape, self._dtype, body[start:])
+        else:
+            tensor = np.ndarray(shape, self._dtype, body, start)
+        return Decoded({self._name: tensor}, shape[0], wishes, id, parameters)
