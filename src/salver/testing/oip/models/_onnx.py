@@ -28,8 +28,7 @@ _KINDS: Final[dict[str, Any]] = {
     "BYTES": TensorProto.STRING,
 }
 _MAX_BATCH: Final = 1024
-_SIDE: Final = 256
-_ROUNDS: Final = 200  # of 34 MFLOP each: a tenth of a second or more on one core
+_ROUNDS: Final = 150_000  # of 0.8 microseconds and more
 
 
 def write(folder: Path, model: Model) -> None:
@@ -70,11 +69,12 @@ def _sum(model: Model) -> tuple[list[Any], list[Any]]:
 
 
 def _slow(_: Model) -> tuple[list[Any], list[Any]]:
-    """Multiply a matrix of zeros by itself many times, and add its sum to the input."""
-    state = helper.make_tensor_value_info("state_in", TensorProto.FLOAT, [_SIDE, _SIDE])
+    """Multiply zero by itself many times, and add it to the input. What a round takes is the runtime's bookkeeping, in
+    which processors differ less than in arithmetic."""
+    state = helper.make_tensor_value_info("state_in", TensorProto.FLOAT, [])
     body = helper.make_graph(
         [
-            helper.make_node("MatMul", ["state_in", "state_in"], ["state_out"]),
+            helper.make_node("Mul", ["state_in", "state_in"], ["state_out"]),
             helper.make_node("Identity", ["go_in"], ["go_out"]),
         ],
         "body",
@@ -85,18 +85,17 @@ def _slow(_: Model) -> tuple[list[Any], list[Any]]:
         ],
         [
             helper.make_tensor_value_info("go_out", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("state_out", TensorProto.FLOAT, [_SIDE, _SIDE]),
+            helper.make_tensor_value_info("state_out", TensorProto.FLOAT, []),
         ],
     )
     nodes = [
         helper.make_node("ReduceMean", ["x"], ["mean"], keepdims=0),
-        helper.make_node("Mul", ["zeros", "mean"], ["state"]),
-        helper.make_node("Loop", ["rounds", "go", "state"], ["final"], body=body),
-        helper.make_node("ReduceSum", ["final"], ["nothing"], keepdims=0),
+        helper.make_node("Mul", ["zero", "mean"], ["state"]),
+        helper.make_node("Loop", ["rounds", "go", "state"], ["nothing"], body=body),
         helper.make_node("Add", ["x", "nothing"], ["y"]),
     ]
     weights = [
-        numpy_helper.from_array(np.zeros((_SIDE, _SIDE), np.float32), "zeros"),
+        numpy_helper.from_array(np.array(0, np.float32), "zero"),
         numpy_helper.from_array(np.array(_ROUNDS, np.int64), "rounds"),
         numpy_helper.from_array(np.array(True), "go"),
     ]
