@@ -79,6 +79,14 @@ _SERVICE: Final = frozenset({"health", "metadata", "version", "repository", "sta
 _TRITON: Final = _SERVICE | _ALL | {"infer", "classes", "large", "reserved", "compression"}
 _HTTP: Final = frozenset({"json", "binary", "json-binary", "binary-json"})
 _PIP_TRITON: Final = ("tritonclient[http,grpc]>=2.60",)
+# Their protobuf is newer than the bound of the extra `grpc` of tritonclient, whose messages are wanted all the same.
+_PIP_GRPC: Final = (
+    "grpcio>=1.81",
+    "grpcio-health-checking>=1.81",
+    "grpcio-reflection>=1.81",
+    "tritonclient[http]>=2.73",
+    "packaging",
+)
 
 CLIENTS: Final[tuple[Client, ...]] = (
     Client("plain-http", "http", ("plain_http.py",), frozenset({"bytes"})),
@@ -131,7 +139,7 @@ CLIENTS: Final[tuple[Client, ...]] = (
         ("grpcio_stub.py",),
         _ALL | {"infer", "raw", "typed", "version", "classes", "stub", "large", "stream"},
         "raw",
-        ("grpcio-health-checking", "grpcio-reflection", *_PIP_TRITON),
+        _PIP_GRPC,
     ),
     Client("ovmsclient.grpc", "grpc", ("ovmsclient_tfs.py",), frozenset({"tfs-grpc"}), "", ("ovmsclient",)),
 )
