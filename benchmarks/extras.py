@@ -127,7 +127,8 @@ BOUNDS: Final = {
     "litert": "2.0 and TensorFlow do not load in one process, and 2.1.0 to 2.1.3 crash on a damaged file;\n"
     "  2.1.4 and 2.1.5 were not tried.",
     "jax": "`jax.enable_x64` is new in 0.8.",
-    "openvino": "2026.0 and older report an operator that they lack in a way that Salver takes for a damaged file.",
+    "openvino": "2026.1 gives wrong answers for a network with a branch, which the proof of a move refuses;\n"
+    "  2026.0 and older report an operator that they lack in a way that Salver takes for a damaged file.",
 }
 
 
