@@ -30,7 +30,8 @@ class TestTflite(nets.KerasExports):
     exporter_name = "tflite"
 
     @pytest.fixture
-    def refused(self, tmp_path: Path) -> Imported:
+    def refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Imported:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where no toolchain stands
         return pure_onnx(tmp_path)
 
 
