@@ -73,8 +73,8 @@ def check(model: Path, told: argparse.Namespace) -> bool:
     options += ["--max-batch", str(plan["max_batch"])]
     options += ["--workers", str(layout["workers"])] if layout["workers"] > 1 else []
     os.sched_setaffinity(0, set(cores[told.cores :] or cores))
-    with plan_check.served(model, told.slo, cores[: told.cores], options) as url:
-        found = [run(url, rate_per_s, told, seed) for seed in range(told.repetitions)]
+    with plan_check.served(model, told.slo, cores[: told.cores], options) as server:
+        found = [run(server.url, rate_per_s, told, seed) for seed in range(told.repetitions)]
     foretold = {
         "p50_ms": expected["p50_s"] * 1e3,
         "p99_ms": expected["p99_s"] * 1e3,
